@@ -1,0 +1,32 @@
+/* Which cores this process may use, in the order it should take them: one hardware thread per core
+ * first, performance cores before efficient ones, then the sibling threads. hwloc where it was
+ * built in, else the affinity mask alone. Immutable after open. */
+#ifndef DT_BASE_TOPO_H
+#define DT_BASE_TOPO_H
+
+#include "src/base/common.h"
+
+typedef struct dt_topo dt_topo;
+
+/* `synthetic`: NULL for this machine, else an hwloc synthetic description (tests), to which a list
+ * of the hardware threads of efficient cores may be joined: "pack:1 core:8 pu:1;4-7". The calling
+ * thread's affinity mask counts: open before any thread is bound. Errors: DT_ERR_INPUT (the
+ * description), DT_ERR_UNSUPPORTED (one, without hwloc), DT_ERR_IO, DT_ERR_MEMORY. */
+dt_err dt_topo_open(dt_topo **out, const char *synthetic);
+void dt_topo_close(dt_topo *topo);
+
+int dt_topo_n_cores(const dt_topo *topo); /* physical cores allowed: the default thread count */
+int dt_topo_n_pus(const dt_topo *topo);   /* hardware threads allowed */
+
+/* The operating system's number of the i-th hardware thread in the order above. */
+int dt_topo_pu(const dt_topo *topo, int i);
+
+/* Binds the calling thread to the i-th hardware thread. A refusal is no error to act on: threads
+ * then run unbound. */
+dt_err dt_topo_bind(const dt_topo *topo, int i);
+
+/* "2 cores, 2 threads, 1 package", "14 cores (6 performance, 8 efficient), 20 threads, 1 package"
+ * for listings. */
+void dt_topo_describe(const dt_topo *topo, char *out, size_t n_bytes);
+
+#endif
