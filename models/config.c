@@ -1,0 +1,174 @@
+#include "models/config.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    N_CTX_MAX = 1 << 24,
+    N_EMBD_MAX = 1 << 16,
+    N_LAYER_MAX = 1024,
+    N_HEAD_MAX = 1024,
+    HEAD_DIM_MAX = 1024,
+    N_FF_MAX = 1 << 20,
+    N_VOCAB_MAX = 1 << 24,
+    KEY_BYTES = 96,
+};
+
+/* What an architecture is beyond its keys: a new one is a row here, and whatever it does that none
+ * of these fields says. */
+static const struct {
+    const char *name; /* value of general.architecture and prefix of the keys */
+    dt_rope_pairing rope_pairing;
+    bool qkv_bias;
+} ARCHS[DT_ARCH_COUNT] = {
+    [DT_ARCH_LLAMA] = {"llama", DT_ROPE_NEIGHBOURS, false},
+    [DT_ARCH_QWEN2] = {"qwen2", DT_ROPE_HALVES, true},
+};
+
+typedef struct source {
+    const dt_gguf *gguf;
+    const char *arch_name;
+    char key[KEY_BYTES];
+} source;
+
+static const char *key_of(source *s, const char *name) {
+    snprintf(s->key, sizeof s->key, "%s.%s", s->arch_name, name);
+    return s->key;
+}
+
+enum { REQUIRED = -1 }; /* as the preset of read_count: the key must be there */
+
+/* An integer from `low` to `high`, `preset` where the key is absent. */
+static dt_err read_count(int *out, source *s, const char *name, int preset, int low, int high) {
+    const char *key = key_of(s, name);
+    if (preset == REQUIRED && !dt_gguf_has(s->gguf, key))
+        DT_FAIL(DT_ERR_INPUT, "key %s is missing", key);
+    int64_t value = preset;
+    DT_TRY(dt_gguf_get_int(s->gguf, key, &value));
+    if (value < low || value > high)
+        DT_FAIL(
+            DT_ERR_INPUT, "key %s: want %d to %d, the file has %" PRId64, key, low, high, value);
+    *out = (int)value;
+    return DT_OK;
+}
+
+static dt_err read_real(double *out, source *s, const char *name, double low, double high) {
+    const char *key = key_of(s, name);
+    DT_TRY(dt_gguf_get_float(s->gguf, key, out));
+    if (!(*out >= low && *out <= high))
+        DT_FAIL(DT_ERR_INPUT, "key %s: want %g to %g, the file has %g", key, low, high, *out);
+    return DT_OK;
+}
+
+/* A feature that changes the text and that we do not have: its count must be absent or 0. */
+static dt_err refuse_count(source *s, const char *name, const char *what) {
+    const char *key = key_of(s, name);
+    int64_t value = 0;
+    DT_TRY(dt_gguf_get_int(s->gguf, key, &value));
+    if (value != 0)
+        DT_FAIL(
+            DT_ERR_UNSUPPORTED, "%s are not supported (key %s is %" PRId64 ")", what, key, value);
+    return DT_OK;
+}
+
+static bool text_is(dt_text text, const char *word) {
+    return text.n_bytes == strlen(word) && memcmp(text.data, word, text.n_bytes) == 0;
+}
+
+static dt_err read_arch(dt_config *out, const dt_gguf *gguf) {
+    dt_text name = {NULL, 0};
+    DT_TRY(dt_gguf_get_text(gguf, "general.architecture", &name));
+    if (!name.data)
+        DT_FAIL(DT_ERR_INPUT, "key general.architecture is missing: not a model file");
+    for (int i = 0; i < DT_ARCH_COUNT; i++) {
+        if (text_is(name, ARCHS[i].name)) {
+            out->arch = (dt_arch)i;
+            out->arch_name = ARCHS[i].name;
+            out->rope_pairing = ARCHS[i].rope_pairing;
+            out->qkv_bias = ARCHS[i].qkv_bias;
+            return DT_OK;
+        }
+    }
+    char known[128] = "";
+    size_t n = 0;
+    for (int i = 0; i < DT_ARCH_COUNT && n < sizeof known; i++)
+        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", ARCHS[i].name);
+    DT_FAIL(DT_ERR_UNSUPPORTED, "architecture \"%.*s\" is not supported; supported are %s",
+        (int)DT_MIN(name.n_bytes, (size_t)64), name.data, known);
+}
+
+static dt_err read_heads(dt_config *out, source *s) {
+    DT_TRY(read_count(&out->n_head, s, "attention.head_count", REQUIRED, 1, N_HEAD_MAX));
+    DT_TRY(read_count(&out->n_head_kv, s, "attention.head_count_kv", out->n_head, 1, out->n_head));
+    if (out->n_head % out->n_head_kv != 0)
+        DT_FAIL(DT_ERR_INPUT, "want a head count that %d KV heads divide, the file has %d",
+            out->n_head_kv, out->n_head);
+    if (!dt_gguf_has(s->gguf, key_of(s, "attention.key_length")) && out->n_embd % out->n_head != 0)
+        DT_FAIL(DT_ERR_INPUT,
+            "want an embedding length that %d heads divide, the file has %d (and no %s)",
+            out->n_head, out->n_embd, s->key);
+    int preset = DT_MIN(out->n_embd / out->n_head, HEAD_DIM_MAX + 1), v_dim;
+    DT_TRY(read_count(&out->head_dim, s, "attention.key_length", preset, 2, HEAD_DIM_MAX));
+    DT_TRY(read_count(&v_dim, s, "attention.value_length", preset, 2, HEAD_DIM_MAX));
+    if (v_dim != out->head_dim)
+        DT_FAIL(DT_ERR_UNSUPPORTED, "heads of %d for keys and %d for values: they must be equal",
+            out->head_dim, v_dim);
+    DT_TRY(
+        read_count(&out->n_rot, s, "rope.dimension_count", out->head_dim & ~1, 2, out->head_dim));
+    if (out->n_rot % 2 != 0)
+        DT_FAIL(DT_ERR_INPUT, "key %s: want an even number, the file has %d",
+            key_of(s, "rope.dimension_count"), out->n_rot);
+    return DT_OK;
+}
+
+/* rope.scale_linear is the older name of rope.scaling.factor; a factor of 0 means none. */
+static dt_err read_rope(dt_config *out, source *s) {
+    out->rope_base = 10000;
+    DT_TRY(read_real(&out->rope_base, s, "rope.freq_base", 1, 1e12));
+    double factor = 1;
+    DT_TRY(read_real(&factor, s, "rope.scale_linear", 0, 1e6));
+    DT_TRY(read_real(&factor, s, "rope.scaling.factor", 0, 1e6));
+    dt_text type = {"linear", 6};
+    DT_TRY(dt_gguf_get_text(s->gguf, key_of(s, "rope.scaling.type"), &type));
+    if (text_is(type, "none"))
+        factor = 1;
+    else if (!text_is(type, "linear"))
+        DT_FAIL(DT_ERR_UNSUPPORTED, "RoPE scaling \"%.*s\" is not supported (key %s)",
+            (int)DT_MIN(type.n_bytes, (size_t)64), type.data, s->key);
+    out->rope_scale = factor > 0 ? 1 / factor : 1;
+    return DT_OK;
+}
+
+static dt_err read_vocab(dt_config *out, source *s) {
+    const dt_text *tokens;
+    int64_t n_tokens;
+    DT_TRY(dt_gguf_get_text_array(s->gguf, "tokenizer.ggml.tokens", &tokens, &n_tokens));
+    int preset = n_tokens > 0 ? (int)DT_MIN(n_tokens, (int64_t)N_VOCAB_MAX + 1) : REQUIRED;
+    return read_count(&out->n_vocab, s, "vocab_size", preset, 1, N_VOCAB_MAX);
+}
+
+static dt_err read_all(dt_config *out, const dt_gguf *gguf) {
+    DT_TRY(read_arch(out, gguf));
+    source s = {gguf, out->arch_name, ""};
+    DT_TRY(refuse_count(&s, "expert_count", "mixtures of experts"));
+    DT_TRY(refuse_count(&s, "attention.sliding_window", "sliding windows"));
+    DT_TRY(read_count(&out->n_ctx_train, &s, "context_length", REQUIRED, 1, N_CTX_MAX));
+    DT_TRY(read_count(&out->n_embd, &s, "embedding_length", REQUIRED, 1, N_EMBD_MAX));
+    DT_TRY(read_count(&out->n_layer, &s, "block_count", REQUIRED, 1, N_LAYER_MAX));
+    DT_TRY(read_count(&out->n_ff, &s, "feed_forward_length", REQUIRED, 1, N_FF_MAX));
+    DT_TRY(read_heads(out, &s));
+    DT_TRY(read_rope(out, &s));
+    if (!dt_gguf_has(gguf, key_of(&s, "attention.layer_norm_rms_epsilon")))
+        DT_FAIL(DT_ERR_INPUT, "key %s is missing", s.key);
+    double eps = 0;
+    DT_TRY(read_real(&eps, &s, "attention.layer_norm_rms_epsilon", 0, 1));
+    out->norm_eps = (float)eps;
+    return read_vocab(out, &s);
+}
+
+dt_err dt_config_read(dt_config *out, const dt_gguf *gguf) {
+    memset(out, 0, sizeof *out);
+    dt_err err = read_all(out, gguf);
+    return err == DT_OK ? DT_OK : dt_err_prefix(err, "%.255s", dt_gguf_path(gguf));
+}

@@ -1,0 +1,45 @@
+/* Hyper-parameters of a model, read from GGUF metadata and checked against each other.
+ * Source: GGUF specification, "Standardized key-value pairs", keys "[arch].*". */
+#ifndef DT_MODELS_CONFIG_H
+#define DT_MODELS_CONFIG_H
+
+#include "models/gguf.h"
+
+typedef enum dt_arch {
+    DT_ARCH_LLAMA,
+    DT_ARCH_QWEN2,
+    DT_ARCH_COUNT,
+} dt_arch;
+
+/* Which two elements of a head are rotated together: neighbours (2i, 2i+1), as converters leave
+ * llama weights, or the two halves (i, i + n_rot / 2). */
+typedef enum dt_rope_pairing {
+    DT_ROPE_NEIGHBOURS,
+    DT_ROPE_HALVES,
+} dt_rope_pairing;
+
+/* Plain data. Sizes in elements. */
+typedef struct dt_config {
+    dt_arch arch;
+    const char *arch_name; /* static */
+    int n_vocab;
+    int n_ctx_train;
+    int n_embd;
+    int n_layer;
+    int n_head;
+    int n_head_kv; /* divides n_head */
+    int head_dim;  /* of K and V alike */
+    int n_ff;
+    int n_rot; /* rotated elements of a head, even, <= head_dim */
+    dt_rope_pairing rope_pairing;
+    double rope_base;
+    double rope_scale; /* positions are multiplied by this (1 = no scaling) */
+    float norm_eps;
+    bool qkv_bias; /* the architecture may carry biases on q, k and v */
+} dt_config;
+
+/* Refuses by name: an unknown architecture, a RoPE scaling other than none and linear, experts,
+ * sliding windows, differing K and V head sizes, counts out of range. */
+dt_err dt_config_read(dt_config *out, const dt_gguf *gguf);
+
+#endif

@@ -1,0 +1,167 @@
+#include "models/topk.h"
+
+#include "models/scan.h"
+#include "src/base/noise.h"
+
+enum {
+    N_RANKED = 64,        /* the longest list kept; DT_TOPK_FILTERED at most */
+    N_WEIGHED = 32,       /* candidates whose weights normalise noisy scores */
+    N_BLOCKS_NOISY = 512, /* blocks looked into for noisy candidates at most, if it can be helped */
+    N_NOISE_MAX = 8192,   /* tokens that get noise at most: some 60 us */
+};
+
+_Static_assert((int)DT_TOPK_FILTERED <= (int)N_RANKED, "the list holds the filtered candidates");
+
+typedef struct ranking {
+    int n, n_max;
+    int32_t tokens[N_RANKED];
+    double values[N_RANKED]; /* descending; ties in the order of insertion */
+} ranking;
+
+static inline void rank_insert(ranking *list, int32_t token, double value) {
+    if (list->n == list->n_max && !(value > list->values[list->n - 1]))
+        return;
+    int at = list->n < list->n_max ? list->n++ : list->n - 1;
+    for (; at > 0 && value > list->values[at - 1]; at--) {
+        list->values[at] = list->values[at - 1];
+        list->tokens[at] = list->tokens[at - 1];
+    }
+    list->values[at] = value;
+    list->tokens[at] = token;
+}
+
+/* The best logits of the row. */
+static void rank_logits(ranking *list, const dt_scan *scan, const float *logits) {
+    float limit = -__builtin_inff();
+    for (int b = 0; b < scan->n_blocks; b++) {
+        /* Ids ascend, so a later equal never wins; -infinity is no candidate, nor is NaN. */
+        if (!(scan->block[b] > limit))
+            continue;
+        int end = DT_MIN((b + 1) * scan->n_block, scan->n);
+        for (int i = b * scan->n_block; i < end; i++) {
+            if (!(logits[i] > limit))
+                continue;
+            rank_insert(list, i, (double)logits[i]);
+            if (list->n == list->n_max)
+                limit = (float)list->values[list->n - 1];
+        }
+    }
+}
+
+static void give(dt_topk *out, const ranking *list, int k, double scale, double log_sum) {
+    out->n = DT_MIN(k, list->n);
+    for (int i = 0; i < out->n; i++) {
+        out->tokens[i] = list->tokens[i];
+        out->scores[i] = (float)(list->values[i] * scale - log_sum);
+    }
+}
+
+/* log of the sum of e^(value * scale) over the list, whose first value is the largest. */
+static double log_weight(const ranking *list, double scale) {
+    double sum = 0.0;
+    for (int i = 0; i < list->n; i++)
+        sum += dt_exp_f64((list->values[i] - list->values[0]) * scale);
+    return dt_log_f64(sum) + list->values[0] * scale;
+}
+
+/* Cuts the descending list of l / T as the target's filters would. */
+static void filter(ranking *list, const dt_topk_args *args) {
+    if (args->top_k > 0)
+        list->n = DT_MIN(list->n, args->top_k);
+    double weights[N_RANKED];
+    double sum = 0.0;
+    for (int i = 0; i < list->n; i++)
+        sum += weights[i] = dt_exp_f64(list->values[i] - list->values[0]);
+    if (args->top_p > 0.0f && args->top_p < 1.0f) {
+        double limit = sum * (double)args->top_p;
+        double reached = 0.0;
+        int n = 0;
+        while (n < list->n && reached < limit)
+            reached += weights[n++];
+        list->n = DT_MAX(n, 1);
+    }
+    while (list->n > 1 && weights[list->n - 1] < (double)args->min_p)
+        list->n--;
+}
+
+static void topk_filtered(dt_topk *out, const dt_scan *scan, const float *logits,
+    const dt_topk_args *args, double scale) {
+    ranking near = {.n_max = DT_TOPK_FILTERED};
+    rank_logits(&near, scan, logits);
+    for (int i = 0; i < near.n; i++)
+        near.values[i] /= (double)args->temperature;
+    filter(&near, args);
+    ranking list = {.n_max = N_RANKED};
+    for (int i = 0; i < near.n; i++) {
+        uint32_t bits = dt_noise_bits(args->seed, args->position, near.tokens[i]);
+        rank_insert(&list, near.tokens[i], near.values[i] + dt_noise_gumbel(bits));
+    }
+    give(out, &list, args->k, scale, log_weight(&list, scale));
+}
+
+/* How far below the best logit (in units of the temperature) blocks are looked into. */
+static float noisy_reach(const dt_scan *scan, float inverse) {
+    static const float reaches[] = {23.0f, 16.0f, 12.0f, 9.0f, 7.0f, 5.0f, 3.5f};
+    for (int i = 0; i < (int)DT_COUNT(reaches); i++) {
+        int n = 0;
+        for (int b = 0; b < scan->n_blocks; b++)
+            n += (scan->best - scan->block[b]) * inverse <= reaches[i];
+        if (n <= N_BLOCKS_NOISY)
+            return reaches[i];
+    }
+    return reaches[DT_COUNT(reaches) - 1];
+}
+
+static void topk_noisy(dt_topk *out, const dt_scan *scan, const float *logits,
+    const dt_topk_args *args, double scale) {
+    float inverse = 1.0f / args->temperature;
+    float limit = scan->best - noisy_reach(scan, inverse) * args->temperature;
+    ranking list = {.n_max = N_WEIGHED};
+    int n_noise = 0;
+    for (int b = 0; b < scan->n_blocks && n_noise < N_NOISE_MAX; b++) {
+        if (!(scan->block[b] >= limit))
+            continue;
+        uint32_t bound = UINT32_MAX;
+        if (list.n == list.n_max)
+            bound = dt_scan_bits_bound(
+                list.values[list.n - 1] - (double)scan->block[b] / (double)args->temperature);
+        int end = DT_MIN((b + 1) * scan->n_block, scan->n);
+        for (int i = b * scan->n_block; i < end; i++) {
+            if (!(logits[i] >= limit))
+                continue;
+            n_noise++;
+            uint32_t bits = dt_noise_bits(args->seed, args->position, i);
+            if (bits > bound)
+                continue;
+            rank_insert(
+                &list, i, (double)logits[i] / (double)args->temperature + dt_noise_gumbel(bits));
+        }
+    }
+    /* The sum of all e^z is dominated by its largest terms, which are in the list. */
+    give(out, &list, args->k, scale, log_weight(&list, scale));
+}
+
+void dt_topk_row(dt_topk *out, const float *logits, int n_vocab, const dt_topk_args *args) {
+    dt_scan scan;
+    dt_scan_row(&scan, logits, DT_MIN(args->n_allowed, n_vocab));
+    out->n = 0;
+    float infinity = __builtin_inff();
+    if (!(scan.best > -infinity && scan.best < infinity))
+        return; /* nothing to tell apart */
+    bool warm = args->temperature > 0.0f;
+    double tau = args->tau > 0.0f ? (double)args->tau : 1.0;
+    if (warm && args->noise) {
+        bool filters =
+            args->top_k > 0 || (args->top_p > 0.0f && args->top_p < 1.0f) || args->min_p > 0.0f;
+        if (filters)
+            topk_filtered(out, &scan, logits, args, 1.0 / tau);
+        else
+            topk_noisy(out, &scan, logits, args, 1.0 / tau);
+        return;
+    }
+    double scale = warm ? 1.0 / ((double)args->temperature * tau) : 1.0;
+    ranking list = {.n_max = DT_MIN(args->k, DT_TOPK_MAX)};
+    rank_logits(&list, &scan, logits);
+    double sum = dt_scan_exp_sum(&scan, logits, (float)scale, 20.0f);
+    give(out, &list, args->k, scale, dt_log_f64(sum) + (double)scan.best * scale);
+}
