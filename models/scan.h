@@ -82,6 +82,13 @@ static inline float dt_scan_exp(float x) {
     return x > -80.0f ? y : 0.0f;
 }
 
+/* e^((x - best) * scale) of a block; the count is fixed so that compilers vectorise it. */
+static inline void dt_scan_exp_block(float out[DT_SCAN_BLOCK], const float *x, float best,
+    float scale) {
+    for (int j = 0; j < DT_SCAN_BLOCK; j++)
+        out[j] = dt_scan_exp((x[j] - best) * scale);
+}
+
 /* Sum over all logits of e^((l - best) * scale), blocks wholly below best - reach / scale left out.
  * `best` must be finite. */
 static inline double dt_scan_exp_sum(
@@ -105,6 +112,36 @@ static inline double dt_scan_exp_sum(
             sum += (double)lanes[j];
     }
     return sum;
+}
+
+/* dt_noise_bits of the DT_SCAN_BLOCK tokens from first_token on: the same Philox4x32-10, written so
+ * that the rounds of neighbouring tokens run beside each other. */
+static inline void dt_scan_noise(uint32_t bits[DT_SCAN_BLOCK], uint64_t seed, int64_t position,
+    int32_t first_token) {
+    uint64_t p = (uint64_t)position;
+    for (int first = 0; first < DT_SCAN_BLOCK; first += DT_SCAN_LANES) {
+        uint32_t c0[DT_SCAN_LANES], c1[DT_SCAN_LANES], c2[DT_SCAN_LANES], c3[DT_SCAN_LANES];
+        uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+        for (int j = 0; j < DT_SCAN_LANES; j++) {
+            c0[j] = (uint32_t)p;
+            c1[j] = (uint32_t)(p >> 32);
+            c2[j] = (uint32_t)first_token + (uint32_t)(first + j);
+            c3[j] = 0;
+        }
+        for (int i = 0; i < 10; i++) {
+            for (int j = 0; j < DT_SCAN_LANES; j++) {
+                uint64_t p0 = (uint64_t)0xd2511f53 * c0[j];
+                uint64_t p1 = (uint64_t)0xcd9e8d57 * c2[j];
+                c0[j] = (uint32_t)(p1 >> 32) ^ c1[j] ^ k0;
+                c1[j] = (uint32_t)p1;
+                c2[j] = (uint32_t)(p0 >> 32) ^ c3[j] ^ k1;
+                c3[j] = (uint32_t)p0;
+            }
+            k0 += 0x9e3779b9;
+            k1 += 0xbb67ae85;
+        }
+        memcpy(bits + first, c0, sizeof c0);
+    }
 }
 
 /* For "G >= gap": a bound that the noise bits of every such token stay at or below (noise is large

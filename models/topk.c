@@ -112,6 +112,34 @@ static float noisy_reach(const dt_scan *scan, float inverse) {
     return reaches[DT_COUNT(reaches) - 1];
 }
 
+/* Tokens first .. end-1, at most DT_SCAN_BLOCK, none of whose logits is above `top`; returns how many
+ * of them got noise. */
+static int rank_noisy(ranking *list, const float *logits, const dt_topk_args *args, float limit,
+    float top, int first, int end) {
+    int32_t near[DT_SCAN_BLOCK];
+    int n = 0;
+    for (int i = first; i < end; i++) {
+        if (logits[i] >= limit)
+            near[n++] = i;
+    }
+    double temperature = (double)args->temperature;
+    uint32_t bound = UINT32_MAX;
+    if (list->n == list->n_max)
+        bound = dt_scan_bits_bound(list->values[list->n - 1] - (double)top / temperature - 1e-6);
+    uint32_t bits[DT_SCAN_BLOCK];
+    bool all = n > 20; /* what noise of a whole block costs */
+    if (all)
+        dt_scan_noise(bits, args->seed, args->position, first);
+    for (int i = 0; i < n; i++) {
+        uint32_t r = all ? bits[near[i] - first]
+                         : dt_noise_bits(args->seed, args->position, near[i]);
+        if (r <= bound)
+            rank_insert(list, near[i],
+                (double)logits[near[i]] / temperature + dt_noise_gumbel(r));
+    }
+    return n;
+}
+
 static void topk_noisy(dt_topk *out, const dt_scan *scan, const float *logits,
     const dt_topk_args *args, double scale) {
     float inverse = 1.0f / args->temperature;
@@ -121,21 +149,10 @@ static void topk_noisy(dt_topk *out, const dt_scan *scan, const float *logits,
     for (int b = 0; b < scan->n_blocks && n_noise < N_NOISE_MAX; b++) {
         if (!(scan->block[b] >= limit))
             continue;
-        uint32_t bound = UINT32_MAX;
-        if (list.n == list.n_max)
-            bound = dt_scan_bits_bound(
-                list.values[list.n - 1] - (double)scan->block[b] / (double)args->temperature);
         int end = DT_MIN((b + 1) * scan->n_block, scan->n);
-        for (int i = b * scan->n_block; i < end; i++) {
-            if (!(logits[i] >= limit))
-                continue;
-            n_noise++;
-            uint32_t bits = dt_noise_bits(args->seed, args->position, i);
-            if (bits > bound)
-                continue;
-            rank_insert(
-                &list, i, (double)logits[i] / (double)args->temperature + dt_noise_gumbel(bits));
-        }
+        for (int first = b * scan->n_block; first < end; first += DT_SCAN_BLOCK)
+            n_noise += rank_noisy(&list, logits, args, limit, scan->block[b], first,
+                DT_MIN(first + DT_SCAN_BLOCK, end));
     }
     /* The sum of all e^z is dominated by its largest terms, which are in the list. */
     give(out, &list, args->k, scale, log_weight(&list, scale));
@@ -162,6 +179,6 @@ void dt_topk_row(dt_topk *out, const float *logits, int n_vocab, const dt_topk_a
     double scale = warm ? 1.0 / ((double)args->temperature * tau) : 1.0;
     ranking list = {.n_max = DT_MIN(args->k, DT_TOPK_MAX)};
     rank_logits(&list, &scan, logits);
-    double sum = dt_scan_exp_sum(&scan, logits, (float)scale, 20.0f);
+    double sum = dt_scan_exp_sum(&scan, logits, (float)scale, 16.0f);
     give(out, &list, args->k, scale, dt_log_f64(sum) + (double)scan.best * scale);
 }

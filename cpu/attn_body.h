@@ -1,0 +1,211 @@
+/* The attention kernel over one range, compiled for each instruction set (see cpu/lanes.h). */
+#ifndef DT_CPU_ATTN_BODY_H
+#define DT_CPU_ATTN_BODY_H
+
+#include "cpu/attn.h"
+#include "cpu/v16.h"
+
+/* Queries that share one load of a key or value; what the registers hold. */
+#if defined(__AVX512F__)
+enum { ATTN_TILE = 8, ATTN_VALUE_TILE = 4, ATTN_VALUE_VECTORS = 4 };
+#else
+enum { ATTN_TILE = 4, ATTN_VALUE_TILE = 2, ATTN_VALUE_VECTORS = 2 };
+#endif
+
+/* scores[j][0..16) of n queries against one block of 16 keys. */
+static inline void attn_score_tile(float *scores, size_t stride, const float *const *q,
+    const uint16_t *block, int head_dim, v16 scale, const int n) {
+    v16 sum[ATTN_TILE];
+    for (int j = 0; j < n; j++)
+        sum[j] = v16_zero();
+    for (int d = 0; d < head_dim; d++) {
+        v16 key = v16_from_f16(block + (size_t)d * 16);
+        for (int j = 0; j < n; j++)
+            sum[j] = v16_fma(v16_set1(q[j][d]), key, sum[j]);
+    }
+    for (int j = 0; j < n; j++)
+        v16_store(scores + (size_t)j * stride, v16_mul(sum[j], scale));
+}
+
+static void attn_score(float *scores, size_t stride, const float *const *q, int n_q,
+    const uint16_t *block, int head_dim, float scale) {
+    v16 s = v16_set1(scale);
+    int j = 0;
+    for (; j + ATTN_TILE <= n_q; j += ATTN_TILE)
+        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, ATTN_TILE);
+    for (; j + 2 <= n_q; j += 2)
+        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, 2);
+    if (j < n_q)
+        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, 1);
+}
+
+/* Scores of the speculative positions of one row, from wherever its ancestors lie. */
+static void attn_score_ancestors(const dt_attn_range *a, const dt_attn_row *row, float *scores,
+    const float *const *q, int first, int end) {
+    float lanes[DT_ATTN_GROUP_MAX][16];
+    int block = -1;
+    for (int p = first; p < end; p++) {
+        int32_t at = row->ancestors[p - a->n_committed];
+        if (at / 16 != block) {
+            block = at / 16;
+            attn_score(lanes[0], 16, q, a->n_group,
+                a->keys + (size_t)block * 16 * (size_t)a->head_dim, a->head_dim, a->scale);
+        }
+        for (int g = 0; g < a->n_group; g++)
+            scores[(size_t)g * DT_ATTN_RANGE + (size_t)(p - a->position0)] = lanes[g][at % 16];
+    }
+}
+
+/* Turns n scores into exp(score - max) and returns max and sum. */
+static void attn_softmax(float *scores, int n, float *max_out, float *sum_out) {
+    int n16 = (n + 15) / 16 * 16;
+    for (int i = n; i < n16; i++)
+        scores[i] = -__builtin_inff();
+    float max[16];
+    for (int i = 0; i < 16; i++)
+        max[i] = scores[i];
+    for (int i = 16; i < n16; i += 16)
+        for (int l = 0; l < 16; l++)
+            max[l] = scores[i + l] > max[l] ? scores[i + l] : max[l];
+    for (int l = 1; l < 16; l++)
+        max[0] = max[l] > max[0] ? max[l] : max[0];
+    float top = max[0];
+    v16 sum = v16_zero();
+    for (int i = 0; i < n16; i += 16) {
+        for (int l = 0; l < 16; l++)
+            scores[i + l] = dt_exp_f32(scores[i + l] - top);
+        sum = v16_add(sum, v16_load(scores + i));
+    }
+    *max_out = top;
+    *sum_out = v16_sum(sum);
+}
+
+/* out[j][0 .. n_v*16) += weights of n queries times n values, positions ascending. `rows`: where
+ * the values lie, NULL for consecutive rows. */
+static inline void attn_value_tile(float *const *out, const float *const *weights,
+    const uint16_t *values, size_t v_stride, const int32_t *rows, int n_positions, const int n,
+    const int n_v) {
+    v16 sum[ATTN_VALUE_TILE][ATTN_VALUE_VECTORS];
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < n_v; v++)
+            sum[j][v] = v16_load(out[j] + v * 16);
+    for (int p = 0; p < n_positions; p++) {
+        const uint16_t *value = values + (size_t)(rows ? rows[p] : p) * v_stride;
+        for (int v = 0; v < n_v; v++) {
+            v16 x = v16_from_f16(value + v * 16);
+            for (int j = 0; j < n; j++)
+                sum[j][v] = v16_fma(v16_set1(weights[j][p]), x, sum[j][v]);
+        }
+    }
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < n_v; v++)
+            v16_store(out[j] + v * 16, sum[j][v]);
+}
+
+/* All value columns of n queries (n <= ATTN_VALUE_TILE). */
+static inline void attn_value_columns(float *const *out, const float *const *weights,
+    const uint16_t *values, int v_stride, const int32_t *rows, int n_positions, const int n) {
+    float *at[ATTN_VALUE_TILE];
+    int c = 0;
+    for (; c + ATTN_VALUE_VECTORS * 16 <= v_stride; c += ATTN_VALUE_VECTORS * 16) {
+        for (int j = 0; j < n; j++)
+            at[j] = out[j] + c;
+        attn_value_tile(
+            at, weights, values + c, (size_t)v_stride, rows, n_positions, n, ATTN_VALUE_VECTORS);
+    }
+    for (; c < v_stride; c += 16) {
+        for (int j = 0; j < n; j++)
+            at[j] = out[j] + c;
+        attn_value_tile(at, weights, values + c, (size_t)v_stride, rows, n_positions, n, 1);
+    }
+}
+
+static void attn_values(float *const *out, const float *const *weights, int n_q,
+    const uint16_t *values, int v_stride, const int32_t *rows, int n_positions) {
+    int j = 0;
+    for (; j + ATTN_VALUE_TILE <= n_q; j += ATTN_VALUE_TILE)
+        attn_value_columns(
+            out + j, weights + j, values, v_stride, rows, n_positions, ATTN_VALUE_TILE);
+    for (; j < n_q; j++)
+        attn_value_columns(out + j, weights + j, values, v_stride, rows, n_positions, 1);
+}
+
+/* At most DT_ATTN_QUERIES queries: they share the loads of the committed keys and values. */
+static void attn_rows(const dt_attn_range *a, int row0, int n_rows) {
+    const float *q[DT_ATTN_QUERIES], *weights[DT_ATTN_QUERIES];
+    float *out[DT_ATTN_QUERIES];
+    int n_q = n_rows * a->n_group;
+    float *scores = a->scores;
+    for (int j = 0; j < n_q; j++) {
+        int r = row0 + j / a->n_group, g = j % a->n_group;
+        q[j] = a->q + (size_t)r * a->q_stride + (size_t)g * (size_t)a->head_dim;
+        weights[j] = scores + (size_t)j * DT_ATTN_RANGE;
+    }
+    int range_end = a->position0 + DT_ATTN_RANGE;
+    int committed = DT_MIN(range_end, a->n_committed) - a->position0;
+    for (int p = 0; p < committed; p += 16)
+        attn_score(scores + p, DT_ATTN_RANGE, q, n_q,
+            a->keys + (size_t)(a->position0 + p) * (size_t)a->head_dim, a->head_dim, a->scale);
+    committed = DT_MAX(committed, 0);
+    for (int i = 0; i < n_rows; i++) {
+        const dt_attn_row *row = &a->rows[row0 + i];
+        int first = DT_MAX(a->position0, a->n_committed);
+        int end = DT_MIN(range_end, row->n_positions);
+        attn_score_ancestors(a, row, scores + (size_t)(i * a->n_group) * DT_ATTN_RANGE,
+            q + i * a->n_group, first, end);
+        for (int g = 0; g < a->n_group; g++) {
+            int j = i * a->n_group + g;
+            float *part =
+                a->part + (size_t)(row0 + i) * a->part_row_stride + (size_t)g * a->part_stride;
+            memset(part, 0, a->part_stride * sizeof *part);
+            out[j] = part + 16;
+            if (end > a->position0)
+                attn_softmax(
+                    scores + (size_t)j * DT_ATTN_RANGE, end - a->position0, &part[0], &part[1]);
+            else
+                part[0] = -__builtin_inff();
+        }
+    }
+    if (committed > 0)
+        attn_values(out, weights, n_q, a->values + (size_t)a->position0 * (size_t)a->v_stride,
+            a->v_stride, NULL, committed);
+    for (int i = 0; i < n_rows; i++) {
+        const dt_attn_row *row = &a->rows[row0 + i];
+        int first = DT_MAX(a->position0, a->n_committed);
+        int end = DT_MIN(range_end, row->n_positions);
+        if (end <= first)
+            continue;
+        for (int g = 0; g < a->n_group; g++)
+            weights[i * a->n_group + g] += first - a->position0;
+        attn_values(out + i * a->n_group, weights + i * a->n_group, a->n_group, a->values,
+            a->v_stride, row->ancestors + (first - a->n_committed), end - first);
+    }
+}
+
+static void attn_range(const dt_attn_range *a) {
+    int n_together = DT_MAX(1, DT_ATTN_QUERIES / a->n_group);
+    for (int r = 0; r < a->n_rows; r += n_together)
+        attn_rows(a, r, DT_MIN(n_together, a->n_rows - r));
+}
+
+static void attn_combine(
+    float *out, int head_dim, const float *part, size_t range_stride, int n_ranges) {
+    float max = part[0];
+    for (int i = 1; i < n_ranges; i++)
+        max = part[(size_t)i * range_stride] > max ? part[(size_t)i * range_stride] : max;
+    float sum = 0.0f;
+    for (int d = 0; d < head_dim; d++)
+        out[d] = 0.0f;
+    for (int i = 0; i < n_ranges; i++) {
+        const float *range = part + (size_t)i * range_stride;
+        float weight = dt_exp_f32(range[0] - max);
+        sum = __builtin_fmaf(weight, range[1], sum);
+        for (int d = 0; d < head_dim; d++)
+            out[d] = __builtin_fmaf(weight, range[16 + d], out[d]);
+    }
+    float inverse = 1.0f / sum;
+    for (int d = 0; d < head_dim; d++)
+        out[d] *= inverse;
+}
+
+#endif

@@ -1,0 +1,38 @@
+/* The CPU as a device: a team of threads, a kernel table, packed weights, and forwards over them.
+ * This is all that code outside cpu/ sees of it. */
+#ifndef DT_CPU_CPU_H
+#define DT_CPU_CPU_H
+
+#include "models/forward.h"
+#include "src/base/topo.h"
+
+typedef struct dt_cpu dt_cpu;
+typedef struct dt_cpu_weights dt_cpu_weights;
+
+typedef enum dt_matmul_way {
+    DT_MATMUL_AUTO,     /* fused: every type this program reads has a fused kernel */
+    DT_MATMUL_FUSED,    /* our kernels on packed weights: numerics id "int8" */
+    DT_MATMUL_OPENBLAS, /* dequantised tiles and sgemm: id "openblas-VERSION-CORE" */
+    DT_MATMUL_FLOAT,    /* dequantised tiles and our float32 kernel, slow: id "f32" */
+} dt_matmul_way;
+
+/* n_threads 0: one per physical core. isa NULL or "auto": the best of this CPU; a name it does not
+ * run is DT_ERR_UNSUPPORTED. `topo` must outlive the device. */
+dt_err dt_cpu_open(dt_cpu **out, const dt_topo *topo, int n_threads, const char *isa);
+void dt_cpu_close(dt_cpu *cpu);
+int dt_cpu_n_threads(const dt_cpu *cpu);
+const char *dt_cpu_isa(const dt_cpu *cpu);
+
+/* Packs a model's weights with the team, releasing the mapped source tensor by tensor.
+ * `progress(arg, done, total)` in bytes, from the calling thread, may be NULL. The model and the
+ * device must outlive the weights. Immutable afterwards; shared by any number of forwards. */
+dt_err dt_cpu_load(dt_cpu_weights **out, dt_cpu *cpu, const dt_model *model, dt_matmul_way way,
+    void (*progress)(void *arg, size_t done, size_t total), void *arg);
+void dt_cpu_unload(dt_cpu_weights *weights);
+/* Empty, or one line why exactness over batch sizes is not promised (OpenBLAS self-test). */
+const char *dt_cpu_disclaimer(const dt_cpu_weights *weights);
+
+/* A forward with room for n_rows KV rows (committed and speculative together). */
+dt_err dt_cpu_forward_open(dt_forward **out, const dt_cpu_weights *weights, int n_rows);
+
+#endif

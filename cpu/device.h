@@ -1,0 +1,33 @@
+/* What cpu_device.c and cpu_forward.c share; nobody else includes it. */
+#ifndef DT_CPU_DEVICE_H
+#define DT_CPU_DEVICE_H
+
+#include "cpu/cpu.h"
+#include "cpu/attn.h"
+#include "cpu/matmul.h"
+
+struct dt_cpu {
+    const dt_topo *topo;
+    dt_pool *pool;
+    dt_kernels kernels;
+};
+
+/* A layer's matrices; norms and biases are read from the mapped file. */
+typedef struct dt_cpu_layer {
+    dt_weight wq, wk, wv, wo, w_gate, w_up, w_down;
+} dt_cpu_layer;
+
+struct dt_cpu_weights {
+    dt_cpu *cpu;
+    const dt_model *model;
+    dt_matmul_way way; /* never DT_MATMUL_AUTO */
+    char numerics[96];
+    char disclaimer[160];
+    dt_cpu_layer *layers; /* [n_layer] */
+    dt_weight output;
+    double *inverse_freq; /* [n_rot / 2] radians per position */
+    uint8_t *memory;      /* all packed panels, huge pages */
+    size_t memory_bytes;
+};
+
+#endif
