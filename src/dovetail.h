@@ -1,0 +1,174 @@
+/* The library: open models, open a session, generate text.
+ *
+ * Errors are dt_err values; dt_err_message() (src/base/common.h) has the line to show. The text is
+ * a function of the model file, the prompt, the sampling options, the seed and the numerics id
+ * alone: drafts, trees, thread counts, instruction sets and batch sizes change only the time. */
+#ifndef DT_DOVETAIL_H
+#define DT_DOVETAIL_H
+
+#include "models/chat.h"
+#include "models/model.h"
+#include "src/base/common.h"
+
+#define DT_VERSION "0.1.0"
+
+enum { DT_TREE_MAX = 64, DT_STAT_DEPTH_MAX = 32 };
+
+/* ---- engine: what is loaded ---------------------------------------------------------------- */
+
+typedef struct dt_engine dt_engine;
+
+typedef struct dt_engine_options {
+    const char *target; /* path of the target's GGUF */
+    const char *draft;  /* path of the draft's GGUF or NULL */
+    int n_threads;      /* 0: one per physical core */
+    const char *isa;    /* NULL or "auto", "c", "avx2", "avx512" */
+    const char *matmul; /* NULL or "auto", "fused", "openblas" */
+    /* Called while loading, from the calling thread; may be NULL. `what` is "target" or "draft". */
+    void (*progress)(void *arg, const char *what, size_t done, size_t total);
+    void *arg;
+} dt_engine_options;
+
+/* Loads the models. A draft whose vocabulary does not fit is DT_ERR_INPUT. The engine is immutable
+ * afterwards; it must outlive its sessions. Strings are copied. */
+dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options);
+void dt_engine_close(dt_engine *engine);
+const dt_model *dt_engine_target(const dt_engine *engine);
+const dt_model *dt_engine_draft(const dt_engine *engine); /* NULL without one */
+const char *dt_engine_isa(const dt_engine *engine);
+int dt_engine_n_threads(const dt_engine *engine);
+/* Empty, or one line why exactness is not promised on this machine. */
+const char *dt_engine_disclaimer(const dt_engine *engine);
+
+/* ---- session: one timeline ----------------------------------------------------------------- */
+
+typedef struct dt_session dt_session;
+
+/* The target's distribution: penalties, temperature, top-k, top-p, min-p, in this order.
+ * dt_sampling_default() is greedy with every filter off. */
+typedef struct dt_sampling {
+    float temperature;       /* 0: greedy */
+    int top_k;               /* 0: off */
+    float top_p;             /* 1: off */
+    float min_p;             /* 0: off */
+    float repeat_penalty;    /* 1: off */
+    float presence_penalty;  /* 0: off */
+    float frequency_penalty; /* 0: off */
+    int penalty_window; /* tokens looked back on by the penalties, prompt included; default 64 */
+    uint64_t seed;
+} dt_sampling;
+
+void dt_sampling_default(dt_sampling *out);
+
+typedef enum dt_draft_kind {
+    DT_DRAFT_AUTO, /* model if the engine has one, else ngram */
+    DT_DRAFT_MODEL,
+    DT_DRAFT_NGRAM,
+    DT_DRAFT_NONE,
+} dt_draft_kind;
+
+struct dt_draft; /* src/spec/draft.h: a source of one's own, for tests */
+
+typedef struct dt_session_options {
+    int n_ctx; /* tokens of prompt and answer together; 0: the smaller of 4096 and the
+                  model's training context */
+    dt_sampling sampling;
+    dt_draft_kind draft;
+    int tree;   /* nodes of a verified tree with its root, 2 .. DT_TREE_MAX; 0: default */
+    int depth;  /* longest branch, 1 .. DT_STAT_DEPTH_MAX; 0: default */
+    int topk;   /* children of a node, 1 .. 16; 0: default */
+    bool guard; /* stop drafting while it does not pay (on by default) */
+    bool independent_noise;     /* the draft ignores the target's noise (for comparisons) */
+    int prefill_batch;          /* rows of one prefill pass, 1 .. 64; 0: default */
+    struct dt_draft *own_draft; /* overrides `draft`; the session takes ownership; NULL */
+} dt_session_options;
+
+void dt_session_options_default(dt_session_options *out);
+
+/* All memory of the session is taken here. One thread at a time may use a session. */
+dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_options *options);
+void dt_session_close(dt_session *session);
+
+/* Appends prompt tokens to the timeline (prefill runs at the next generate). DT_ERR_LIMIT if they
+ * do not fit n_ctx, DT_ERR_INPUT for ids outside the vocabulary; the timeline is then as before. */
+dt_err dt_session_append(dt_session *session, const int32_t *tokens, int64_t n);
+
+/* Tokens of the timeline: prompts and answers. */
+int64_t dt_session_n_tokens(const dt_session *session);
+const int32_t *dt_session_tokens(const dt_session *session);
+
+/* Cuts the timeline back to its first n tokens. */
+dt_err dt_session_rewind(dt_session *session, int64_t n);
+
+typedef enum dt_stop {
+    DT_STOP_END,     /* the model ended its answer */
+    DT_STOP_STRING,  /* a stop string appeared */
+    DT_STOP_BUDGET,  /* n_max tokens */
+    DT_STOP_CONTEXT, /* n_ctx is full */
+    DT_STOP_CALLER,  /* the callback asked for it */
+} dt_stop;
+
+typedef struct dt_generate_options {
+    int64_t n_max;            /* tokens to generate; negative: until the end or a full context */
+    const char *const *stops; /* stop strings; text from the first one on is not delivered */
+    int n_stops;              /* at most 16, each at most 256 bytes */
+    bool ignore_end;          /* go on past the model's end tokens */
+    /* Whole UTF-8 characters as they become certain, from the calling thread; n_bytes may be 0 for
+     * a token that shows nothing. A non-zero result stops the answer. May be NULL. */
+    int (*text)(void *arg, const char *bytes, size_t n_bytes);
+    /* During the prefill: tokens done of all. Non-zero stops. May be NULL. */
+    int (*prefill)(void *arg, int64_t done, int64_t total);
+    /* One line worth telling the user (the draft died, drafting was switched off). May be NULL. */
+    void (*notice)(void *arg, const char *line);
+    void *arg;
+} dt_generate_options;
+
+/* Generates from the timeline, which must hold at least one token. The timeline keeps every
+ * generated token up to the stop (the end token included). */
+dt_err dt_session_generate(
+    dt_stop *stop_out, dt_session *session, const dt_generate_options *options);
+
+/* ---- statistics ---------------------------------------------------------------------------- */
+
+/* Of the latest generate. vLLM's definitions: mean acceptance length = 1 + accepted / steps, where
+ * a step is one verification. */
+typedef struct dt_stats {
+    int64_t n_prompt; /* tokens prefilled by this call */
+    int64_t n_generated;
+    int64_t n_steps;   /* verifications */
+    int64_t n_drafted; /* tree nodes verified, roots not counted */
+    int64_t n_accepted;
+    int64_t n_off_branch; /* accepted nodes that were not their parent's first child */
+    int64_t accepted_at[DT_STAT_DEPTH_MAX]; /* steps that accepted at least i + 1 tokens */
+    int64_t n_late;                         /* steps whose draft was not ready in time */
+    double mean_acceptance_length;
+    double tokens_per_second;       /* decode */
+    double plain_tokens_per_second; /* measured in steps without a draft; 0: not measured */
+    double prefill_seconds, decode_seconds, verify_seconds, sample_seconds, wait_seconds,
+        draft_seconds;
+    const char *draft_source; /* "model", "ngram", "none", or the own draft's name */
+    const char *draft_device; /* "cpu", "cuda", "none" */
+    const char *draft_state;  /* "on", "off" (does not pay), "dead" (failed), "none" */
+    const char *numerics;     /* numerics id */
+    uint64_t seed;
+    size_t kv_bytes; /* target's and draft's */
+} dt_stats;
+
+void dt_session_stats(const dt_session *session, dt_stats *out);
+
+/* ---- measuring ----------------------------------------------------------------------------- */
+
+/* Mean negative log-likelihood per token (natural logarithm) of tokens[1 .. n-1] in one window.
+ * 2 <= n <= n_ctx. Uses and clears the timeline. */
+dt_err dt_session_nll(double *out, dt_session *session, const int32_t *tokens, int64_t n);
+
+/* Logits of every position of `tokens` (fed to the target in batches of prefill_batch), handed to
+ * the callback in order; n_vocab floats, valid during the call. Clears the timeline. */
+dt_err dt_session_logits(dt_session *session, const int32_t *tokens, int64_t n,
+    void (*row)(void *arg, int64_t position, const float *logits), void *arg);
+
+/* Seconds of one target pass over m rows at the present length of the timeline (all logits, rows
+ * forgotten afterwards): for benchmarks. 1 <= m <= 64. */
+dt_err dt_session_time_pass(double *seconds_out, dt_session *session, int m);
+
+#endif

@@ -1,0 +1,130 @@
+/* The draft's side of the pipeline: sources of trees behind one table, and the link that runs a
+ * source on a thread of its own.
+ *
+ *     draft thread == ring A: snapshots of its tree ==> verify thread (the session's caller)
+ *                 <== ring B: committed tokens, cuts ==
+ *
+ * The threads share the two rings, a doorbell each and one status word. A snapshot names the prefix
+ * that it was grown for by length and hash, and verify checks every node of it: a wrong tree costs
+ * time, never text. Neither thread waits for room in a ring. */
+#ifndef DT_SPEC_DRAFT_H
+#define DT_SPEC_DRAFT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "models/forward.h"
+#include "models/tree.h"
+#include "src/base/ring.h"
+#include "src/base/wait.h"
+#include "src/dovetail.h"
+
+/* ---- what travels ---------------------------------------------------------------------------- */
+
+/* A slot of ring A. Plain data. */
+typedef struct dt_snapshot {
+    int64_t prefix_len;   /* tokens of the timeline it continues, the root included */
+    uint64_t prefix_hash; /* of these tokens */
+    int64_t draft_ns;     /* time the source spent on it since the last one */
+    int32_t n_nodes;      /* 1 .. DT_TREE_MAX */
+    dt_tree_node nodes[DT_TREE_MAX];
+} dt_snapshot;
+
+enum { DT_RECORD_CUT = -1 };
+
+/* A slot of ring B: `token` at `position`, or (token DT_RECORD_CUT) the timeline is cut back to its
+ * first `position` tokens. `final`: nothing more follows for now, the draft may grow. */
+typedef struct dt_record {
+    int64_t position;
+    int32_t token;
+    bool final;
+} dt_record;
+
+/* Hash of the empty prefix, and of a prefix with one more token. */
+enum { DT_HASH_EMPTY = 0x2545f491 };
+
+static inline uint64_t dt_hash_next(uint64_t hash, int32_t token) {
+    uint64_t z = (hash ^ (uint32_t)token) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 32)) * 0xd6e8feb86659fd93u;
+    return z ^ (z >> 29);
+}
+
+/* ---- a source of trees ----------------------------------------------------------------------- */
+
+typedef struct dt_draft dt_draft;
+
+/* All but close run on the draft thread. A failure ends the draft, not the session. */
+typedef struct dt_draft_ops {
+    /* Committed tokens and cuts, in order. */
+    dt_err (*observe)(dt_draft *draft, const dt_record *records, int n);
+    /* One round of growth; *complete_out: the tree has all it can use. New records are looked for
+     * between rounds. */
+    dt_err (*grow)(bool *complete_out, dt_draft *draft);
+    /* Writes n_nodes and nodes; the prefix is filled in already. */
+    dt_err (*snapshot)(dt_draft *draft, dt_snapshot *out);
+    void (*close)(dt_draft *draft);
+} dt_draft_ops;
+
+struct dt_draft {
+    const dt_draft_ops *ops;
+    const char *name;   /* "model", "ngram", ... */
+    const char *device; /* "cpu", "cuda" */
+    /* Works on the cores that verify: grows to the end after a verdict, publishes once and sleeps.
+     * Otherwise it publishes after every round and goes on growing. */
+    bool serial;
+};
+
+static inline void dt_draft_close(dt_draft *draft) {
+    if (draft)
+        draft->ops->close(draft);
+}
+
+/* A causal language model as draft. `forward` stays the caller's and must outlive the source; its
+ * KV cache should have room for n_ctx rows and some hundred of the tree. Only ids below n_allowed
+ * are proposed. tree, depth and topk as in dt_session_options, none of them 0. */
+typedef struct dt_draft_model_options {
+    int n_ctx, tree, depth, topk;
+    int32_t n_allowed;
+    dt_sampling sampling;
+    bool noise; /* share the target's noise at temperature > 0 */
+    float floor; /* nodes of lower score are not expanded */
+} dt_draft_model_options;
+
+dt_err dt_draft_model_open(dt_draft **out, dt_forward *forward,
+    const dt_draft_model_options *options);
+
+/* Continuations of earlier occurrences of the timeline's longest suffix. */
+dt_err dt_draft_ngram_open(dt_draft **out, int n_ctx, int tree, int depth, int topk);
+
+/* ---- the link -------------------------------------------------------------------------------- */
+
+typedef struct dt_link dt_link;
+
+/* Starts the draft thread. Slots of the rings are rounded up to powers of two; 0: as many as the
+ * design asks for. Takes ownership of the source on success. */
+dt_err dt_link_open(dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots,
+    uint32_t n_records);
+/* Ends the thread, closes the source. NULL is fine. */
+void dt_link_close(dt_link *link);
+
+/* The rest is for the verify thread alone. */
+
+/* The timeline was cut back to n tokens. Only noted; the next send tells the draft. */
+void dt_link_cut(dt_link *link, int64_t n);
+
+/* Sends what the draft does not have yet of tokens[0 .. n-1], as far as ring B has room; what does
+ * not fit goes with the next call. */
+void dt_link_send(dt_link *link, const int32_t *tokens, int64_t n);
+
+/* Empties ring A; whether one fits, the newest, if any, in *out (else untouched). */
+bool dt_link_take(dt_snapshot *out, dt_link *link, int64_t prefix_len, uint64_t prefix_hash);
+
+/* The draft thread has ended; dt_link_message then says why. */
+bool dt_link_dead(const dt_link *link);
+const char *dt_link_message(const dt_link *link);
+
+/* Rung by the draft thread: a snapshot, its end, or room in ring B. */
+dt_bell *dt_link_bell(dt_link *link);
+const dt_draft *dt_link_draft(const dt_link *link);
+
+#endif

@@ -1,0 +1,277 @@
+/* A causal language model as draft: it grows a tree of its own likeliest continuations
+ * (ALGORITHM "a dynamic tree"), and keeps the KV rows of what was accepted.
+ *
+ * Committed rows of the KV cache hold the timeline up to the root and including it; speculative rows
+ * hold the tree's expanded nodes. A verdict walks down the tree: rows on its way are committed, the
+ * subtree below the bonus token stays with its rows, all else is forgotten. Tokens that have no
+ * row yet are the catch-up, run as a chain. */
+#include <string.h>
+
+#include "src/base/mem.h"
+#include "src/spec/draft.h"
+
+enum { N_TREE = 1024 };
+
+typedef struct model_draft {
+    dt_draft base;
+    dt_forward *forward; /* not owned */
+    dt_draft_model_options options;
+    dt_topk_args args;
+    int32_t *tokens;  /* [n_ctx], the timeline */
+    int64_t n_tokens;
+    dt_tree tree;
+    int32_t *row;     /* [N_TREE]: KV row of a node; -1: not expanded */
+    int32_t *map;     /* [N_TREE] of a re-rooting */
+    int32_t *path;    /* [N_TREE]: rows of the nodes walked since the last settling */
+    int32_t *rest;    /* [N_TREE]: rows below the new root */
+    int32_t *rest_node; /* [N_TREE] */
+    int n_path;
+    bool planted;     /* the tree grows from an expanded root; its row is the last committed one */
+    bool moved;       /* tokens came since */
+    int walked;       /* the node that the timeline has come to; -1: it left the tree */
+} model_draft;
+
+/* ---- verdicts ---- */
+
+static void uproot(model_draft *self) {
+    self->planted = false;
+    self->moved = false;
+    self->n_path = 0;
+}
+
+static void cut(model_draft *self, int64_t n_tokens) {
+    dt_rows *rows = &self->forward->rows;
+    /* The new last token is run again, since its logits are needed. */
+    int64_t n_rows = DT_MAX(n_tokens - 1, 0);
+    dt_forward_truncate(self->forward, (int)DT_MIN(n_rows, rows->n_committed));
+    self->n_tokens = n_tokens;
+    uproot(self);
+}
+
+static dt_err observe(dt_draft *draft, const dt_record *records, int n) {
+    model_draft *self = (model_draft *)draft;
+    for (int i = 0; i < n; i++) {
+        int32_t token = records[i].token;
+        if (token == DT_RECORD_CUT) {
+            cut(self, records[i].position);
+            continue;
+        }
+        if (self->n_tokens == self->options.n_ctx)
+            DT_FAIL(DT_ERR_LIMIT, "model draft: more than %d tokens", self->options.n_ctx);
+        self->tokens[self->n_tokens++] = token;
+        if (!self->planted)
+            continue;
+        self->moved = true;
+        if (self->walked >= 0 && self->row[self->walked] >= 0)
+            self->walked = dt_tree_child(&self->tree, self->walked, token);
+        else
+            self->walked = -1;
+        if (self->walked >= 0 && self->row[self->walked] >= 0)
+            self->path[self->n_path++] = self->row[self->walked];
+    }
+    return DT_OK;
+}
+
+/* Expanded descendants of the node walked to, by ascending row. */
+static int gather_rest(model_draft *self) {
+    const dt_tree *tree = &self->tree;
+    int n = 0;
+    for (int i = 0; i < tree->n_nodes; i++) {
+        int parent = tree->nodes[i].parent;
+        bool below = i > self->walked && (parent == self->walked || self->map[parent] > 0);
+        self->map[i] = below;
+        if (!below || self->row[i] < 0)
+            continue;
+        int at = n++;
+        for (; at > 0 && self->rest[at - 1] > self->row[i]; at--) {
+            self->rest[at] = self->rest[at - 1];
+            self->rest_node[at] = self->rest_node[at - 1];
+        }
+        self->rest[at] = self->row[i];
+        self->rest_node[at] = i;
+    }
+    return n;
+}
+
+/* Applies the tokens that came to the KV cache and the tree. */
+static dt_err settle(model_draft *self) {
+    dt_forward *forward = self->forward;
+    bool stays = self->walked >= 0 && self->row[self->walked] >= 0;
+    int n_path = self->n_path;
+    self->moved = false;
+    self->n_path = 0;
+    if (!stays) {
+        /* Rows on the way are right whatever came after them. */
+        self->planted = false;
+        return dt_forward_keep(forward, self->path, n_path, NULL, 0);
+    }
+    int n_rest = gather_rest(self);
+    DT_TRY(dt_forward_keep(forward, self->path, n_path, self->rest, n_rest));
+    for (int i = 0; i < n_rest; i++)
+        self->row[self->rest_node[i]] = forward->rows.n_committed + i;
+    int n_old = self->tree.n_nodes;
+    dt_tree_reroot(self->map, &self->tree, self->walked);
+    /* New ids never exceed old ones, so this goes in place. */
+    for (int i = 0; i < n_old; i++) {
+        if (self->map[i] >= 0)
+            self->row[self->map[i]] = self->row[i];
+    }
+    self->row[0] = dt_rows_last(&forward->rows);
+    self->walked = 0;
+    return DT_OK;
+}
+
+/* ---- growth ---- */
+
+/* Gives a node the best children of row i_row of the latest eval. */
+static dt_err expand(model_draft *self, int node, int i_row) {
+    dt_topk best;
+    self->args.position = self->n_tokens + self->tree.depth[node];
+    DT_TRY(dt_forward_topk(self->forward, &best, i_row, &self->args));
+    for (int i = 0; i < best.n; i++) {
+        int child = dt_tree_add(&self->tree, node, best.tokens[i], best.scores[i]);
+        if (child < 0)
+            break;
+        self->row[child] = -1;
+    }
+    return DT_OK;
+}
+
+/* Runs a batch of the timeline's tokens that have no row; plants the tree after the last. */
+static dt_err catch_up(model_draft *self) {
+    dt_forward *forward = self->forward;
+    dt_forward_truncate(forward, forward->rows.n_committed);
+    int first = forward->rows.n_committed;
+    int n = DT_MIN((int)self->n_tokens - first, DT_BATCH_MAX);
+    if (n <= 0)
+        DT_FAIL(DT_ERR_INTERNAL, "model draft: %d rows for %lld tokens", first,
+            (long long)self->n_tokens);
+    int i_last = 0;
+    DT_TRY(dt_forward_prefill(&i_last, forward, self->tokens + first, n, DT_BATCH_MAX, NULL,
+        NULL));
+    if (first + n < self->n_tokens)
+        return DT_OK;
+    dt_tree_reset(&self->tree, self->tokens[self->n_tokens - 1]);
+    self->row[0] = dt_rows_last(&forward->rows);
+    self->planted = true;
+    self->walked = 0;
+    return expand(self, 0, i_last);
+}
+
+/* The best nodes that may still add to the tree, at most topk, into out; returns how many. */
+static int frontier(int32_t *out, model_draft *self, int depth_max) {
+    const dt_tree *tree = &self->tree;
+    float limit = dt_tree_threshold(&self->tree, self->options.tree);
+    int n_max = DT_MIN(self->options.topk, self->forward->rows.n_max - self->forward->rows.n_used);
+    n_max = DT_MIN(n_max, (tree->n_max - tree->n_nodes) / self->options.topk);
+    int n = 0;
+    for (int i = 1; i < tree->n_nodes && n_max > 0; i++) {
+        float score = tree->nodes[i].score;
+        if (self->row[i] >= 0 || tree->depth[i] >= depth_max || !(score > limit) ||
+            score < self->options.floor)
+            continue;
+        if (n == n_max && !(score > tree->nodes[out[n - 1]].score))
+            continue;
+        int at = n < n_max ? n++ : n - 1;
+        for (; at > 0 && score > tree->nodes[out[at - 1]].score; at--)
+            out[at] = out[at - 1];
+        out[at] = i;
+    }
+    return n;
+}
+
+static dt_err grow(bool *complete_out, dt_draft *draft) {
+    model_draft *self = (model_draft *)draft;
+    dt_forward *forward = self->forward;
+    if (self->moved)
+        DT_TRY(settle(self));
+    /* Tokens beyond a full context are never asked for. */
+    int depth_max = (int)DT_MIN(self->options.n_ctx - self->n_tokens, self->options.depth);
+    *complete_out = depth_max <= 0;
+    if (*complete_out)
+        return DT_OK;
+    if (!self->planted)
+        return catch_up(self);
+
+    int32_t nodes[DT_TOPK_MAX], tokens[DT_TOPK_MAX], parents[DT_TOPK_MAX];
+    int n = frontier(nodes, self, depth_max);
+    *complete_out = n == 0;
+    if (n == 0)
+        return DT_OK;
+    int row0 = forward->rows.n_used;
+    for (int i = 0; i < n; i++) {
+        const dt_tree_node *node = &self->tree.nodes[nodes[i]];
+        tokens[i] = node->token;
+        parents[i] = self->row[node->parent];
+    }
+    DT_TRY(dt_forward_eval(forward, &(dt_batch){n, tokens, parents, NULL}));
+    for (int i = 0; i < n; i++) {
+        self->row[nodes[i]] = row0 + i;
+        DT_TRY(expand(self, nodes[i], i));
+    }
+    return DT_OK;
+}
+
+static dt_err snapshot(dt_draft *draft, dt_snapshot *out) {
+    model_draft *self = (model_draft *)draft;
+    if (self->planted && !self->moved) {
+        out->n_nodes = dt_tree_best(out->nodes, &self->tree, self->options.tree);
+        return DT_OK;
+    }
+    out->nodes[0] = (dt_tree_node){.parent = -1};
+    out->n_nodes = 1;
+    return DT_OK;
+}
+
+static void close_model(dt_draft *draft) {
+    model_draft *self = (model_draft *)draft;
+    dt_tree_deinit(&self->tree);
+    dt_mem_free(self->tokens);
+    dt_mem_free(self->row);
+    dt_mem_free(self->map);
+    dt_mem_free(self->path);
+    dt_mem_free(self->rest);
+    dt_mem_free(self->rest_node);
+    dt_mem_free(self);
+}
+
+static const dt_draft_ops model_ops = {observe, grow, snapshot, close_model};
+
+static dt_err take_memory(model_draft *self) {
+    size_t n = N_TREE * sizeof(int32_t);
+    DT_TRY(dt_mem_alloc(&self->tokens, (size_t)self->options.n_ctx * sizeof *self->tokens));
+    DT_TRY(dt_mem_alloc(&self->row, n));
+    DT_TRY(dt_mem_alloc(&self->map, n));
+    DT_TRY(dt_mem_alloc(&self->path, n));
+    DT_TRY(dt_mem_alloc(&self->rest, n));
+    DT_TRY(dt_mem_alloc(&self->rest_node, n));
+    return dt_tree_init(&self->tree, N_TREE);
+}
+
+dt_err dt_draft_model_open(dt_draft **out, dt_forward *forward,
+    const dt_draft_model_options *options) {
+    *out = NULL;
+    model_draft *self = NULL;
+    DT_TRY(dt_mem_alloc(&self, sizeof *self));
+    self->base = (dt_draft){&model_ops, "model", forward->device, true};
+    self->forward = forward;
+    self->options = *options;
+    self->args = (dt_topk_args){
+        .k = options->topk,
+        .n_allowed = options->n_allowed,
+        .temperature = options->sampling.temperature,
+        .noise = options->noise,
+        .seed = options->sampling.seed,
+        .tau = 1.0f,
+        .top_k = options->sampling.top_k,
+        .top_p = options->sampling.top_p,
+        .min_p = options->sampling.min_p,
+    };
+    dt_err err = take_memory(self);
+    if (err != DT_OK) {
+        close_model(&self->base);
+        return err;
+    }
+    *out = &self->base;
+    return DT_OK;
+}

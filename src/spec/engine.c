@@ -1,0 +1,176 @@
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "src/base/mem.h"
+#include "src/spec/session.h"
+
+struct dt_engine {
+    dt_topo *topo;
+    dt_cpu *cpu;
+    dt_model *target, *draft;
+    dt_cpu_weights *target_weights, *draft_weights;
+    int32_t n_common;
+};
+
+/* The draft's caches and trees beyond the context. */
+enum { DRAFT_ROWS_SPARE = 512, N_CTX_DEFAULT = 4096 };
+
+/* ---- loading ---- */
+
+typedef struct load_report {
+    const dt_engine_options *options;
+    const char *what;
+} load_report;
+
+static void report_load(void *arg, size_t done, size_t total) {
+    const load_report *report = arg;
+    report->options->progress(report->options->arg, report->what, done, total);
+}
+
+static dt_err parse_matmul(dt_matmul_way *out, const char *name) {
+    static const struct {
+        const char *name;
+        dt_matmul_way way;
+    } ways[] = {{"auto", DT_MATMUL_AUTO}, {"fused", DT_MATMUL_FUSED},
+        {"openblas", DT_MATMUL_OPENBLAS}};
+    for (size_t i = 0; i < DT_COUNT(ways); i++) {
+        if (strcmp(name ? name : "auto", ways[i].name) == 0) {
+            *out = ways[i].way;
+            return DT_OK;
+        }
+    }
+    DT_FAIL(DT_ERR_INPUT, "matrix products: want auto, fused or openblas, got \"%s\"", name);
+}
+
+static dt_err load(dt_cpu_weights **out, dt_engine *engine, const dt_model *model,
+    dt_matmul_way way, const dt_engine_options *o, const char *what) {
+    load_report report = {o, what};
+    dt_err err = dt_cpu_load(out, engine->cpu, model, way, o->progress ? report_load : NULL,
+        &report);
+    return err == DT_OK ? DT_OK : dt_err_prefix(err, "%s", what);
+}
+
+static dt_err open_all(dt_engine *engine, const dt_engine_options *o) {
+    dt_matmul_way way = DT_MATMUL_AUTO;
+    DT_TRY(parse_matmul(&way, o->matmul));
+    if (!o->target)
+        DT_FAIL(DT_ERR_INPUT, "no target model is named");
+    /* Everything that can be wrong with the files is found before the long work. */
+    DT_TRY(dt_model_open(&engine->target, o->target));
+    if (o->draft) {
+        DT_TRY(dt_model_open(&engine->draft, o->draft));
+        dt_err err = dt_vocab_match(&engine->n_common, engine->target->vocab,
+            engine->draft->vocab);
+        if (err != DT_OK)
+            return dt_err_prefix(err, "the draft does not fit the target");
+    }
+    DT_TRY(dt_topo_open(&engine->topo, NULL));
+    DT_TRY(dt_cpu_open(&engine->cpu, engine->topo, o->n_threads, o->isa));
+    DT_TRY(load(&engine->target_weights, engine, engine->target, way, o, "target"));
+    if (engine->draft)
+        DT_TRY(load(&engine->draft_weights, engine, engine->draft, way, o, "draft"));
+    return DT_OK;
+}
+
+dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options) {
+    *out = NULL;
+    dt_engine *engine = NULL;
+    DT_TRY(dt_mem_alloc(&engine, sizeof *engine));
+    dt_err err = open_all(engine, options);
+    if (err != DT_OK) {
+        dt_engine_close(engine);
+        return err;
+    }
+    *out = engine;
+    return DT_OK;
+}
+
+void dt_engine_close(dt_engine *engine) {
+    if (!engine)
+        return;
+    if (engine->draft_weights)
+        dt_cpu_unload(engine->draft_weights);
+    if (engine->target_weights)
+        dt_cpu_unload(engine->target_weights);
+    if (engine->cpu)
+        dt_cpu_close(engine->cpu);
+    if (engine->topo)
+        dt_topo_close(engine->topo);
+    if (engine->draft)
+        dt_model_close(engine->draft);
+    if (engine->target)
+        dt_model_close(engine->target);
+    dt_mem_free(engine);
+}
+
+const dt_model *dt_engine_target(const dt_engine *engine) {
+    return engine->target;
+}
+
+const dt_model *dt_engine_draft(const dt_engine *engine) {
+    return engine->draft;
+}
+
+const char *dt_engine_isa(const dt_engine *engine) {
+    return dt_cpu_isa(engine->cpu);
+}
+
+int dt_engine_n_threads(const dt_engine *engine) {
+    return dt_cpu_n_threads(engine->cpu);
+}
+
+const char *dt_engine_disclaimer(const dt_engine *engine) {
+    return dt_cpu_disclaimer(engine->target_weights);
+}
+
+/* ---- sessions over it ---- */
+
+/* Rows of logits may be padded beyond the vocabulary; such ids show nothing. */
+static size_t decode(const void *arg, char *out, size_t n_max, int32_t token) {
+    const dt_vocab *vocab = arg;
+    return token < dt_vocab_size(vocab) ? dt_decode_token(out, n_max, vocab, token, false) : 0;
+}
+
+static bool ends(const void *arg, int32_t token) {
+    const dt_vocab *vocab = arg;
+    return token < dt_vocab_size(vocab) && dt_vocab_ends(vocab, token);
+}
+
+static size_t longest_token(const dt_vocab *vocab) {
+    size_t longest = 1;
+    for (int32_t i = 0; i < dt_vocab_size(vocab); i++)
+        longest = DT_MAX(longest, dt_decode_token(NULL, 0, vocab, i, false));
+    return longest;
+}
+
+static dt_err open_forwards(dt_session_parts *parts, dt_engine *engine,
+    const dt_session_options *o) {
+    DT_TRY(dt_cpu_forward_open(&parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX));
+    bool wanted = !o->own_draft && (o->draft == DT_DRAFT_AUTO || o->draft == DT_DRAFT_MODEL);
+    if (wanted && engine->draft)
+        DT_TRY(dt_cpu_forward_open(&parts->draft, engine->draft_weights,
+            o->n_ctx + DRAFT_ROWS_SPARE));
+    return DT_OK;
+}
+
+dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_options *options) {
+    *out = NULL;
+    dt_session_options o = *options;
+    if (o.n_ctx == 0)
+        o.n_ctx = DT_MIN(N_CTX_DEFAULT, engine->target->config.n_ctx_train);
+    if (o.n_ctx < 1 || o.n_ctx > DT_CONTEXT_MAX)
+        DT_FAIL(DT_ERR_INPUT, "context size: want 1 to %d, got %d", DT_CONTEXT_MAX, o.n_ctx);
+    const dt_vocab *vocab = engine->target->vocab;
+    dt_session_parts parts = {
+        .n_common = engine->n_common,
+        .speech = {vocab, decode, ends, longest_token(vocab)},
+    };
+    dt_err err = open_forwards(&parts, engine, &o);
+    if (err == DT_OK)
+        err = dt_session_open_with(out, &parts, &o);
+    if (err != DT_OK) {
+        dt_forward_close(parts.draft);
+        dt_forward_close(parts.target);
+    }
+    return err;
+}

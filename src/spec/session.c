@@ -1,0 +1,252 @@
+#include "src/spec/session.h"
+
+#include <string.h>
+
+#include "src/base/mem.h"
+
+enum {
+    TREE_DEFAULT = 8,
+    TOPK_DEFAULT = 2,
+    PREFILL_BATCH_DEFAULT = 64,
+};
+
+/* A node that the draft believes in with less than 2% is not worth a row of its forward. */
+static const float DRAFT_FLOOR = -4.0f;
+
+void dt_session_options_default(dt_session_options *out) {
+    *out = (dt_session_options){.guard = true};
+    dt_sampling_default(&out->sampling);
+}
+
+/* ---- opening ---- */
+
+static dt_err check_range(const char *name, int value, int low, int high) {
+    if (value < low || value > high)
+        DT_FAIL(DT_ERR_INPUT, "%s: want %d to %d, got %d", name, low, high, value);
+    return DT_OK;
+}
+
+static dt_err fill_options(dt_session_options *o) {
+    DT_TRY(check_range("context size", o->n_ctx, 1, DT_CONTEXT_MAX));
+    if (o->tree == 0)
+        o->tree = TREE_DEFAULT;
+    if (o->topk == 0)
+        o->topk = TOPK_DEFAULT;
+    if (o->prefill_batch == 0)
+        o->prefill_batch = PREFILL_BATCH_DEFAULT;
+    DT_TRY(check_range("tree size", o->tree, 2, DT_TREE_MAX));
+    if (o->depth == 0)
+        o->depth = DT_MIN(o->tree - 1, DT_STAT_DEPTH_MAX);
+    DT_TRY(check_range("tree depth", o->depth, 1, DT_STAT_DEPTH_MAX));
+    DT_TRY(check_range("children of a node", o->topk, 1, DT_TOPK_MAX));
+    DT_TRY(check_range("prefill batch", o->prefill_batch, 1, DT_BATCH_MAX));
+    return dt_sampling_check(&o->sampling);
+}
+
+/* The source that the options ask for, NULL for none. */
+static dt_err open_source(dt_draft **out, dt_session *s) {
+    const dt_session_options *o = &s->options;
+    *out = o->own_draft;
+    s->n_allowed = s->n_vocab;
+    if (*out)
+        return DT_OK;
+    dt_draft_kind kind = o->draft;
+    if (kind == DT_DRAFT_AUTO)
+        kind = s->parts.draft ? DT_DRAFT_MODEL : DT_DRAFT_NGRAM;
+    if (kind == DT_DRAFT_NGRAM)
+        return dt_draft_ngram_open(out, s->n_ctx, o->tree, o->depth, o->topk);
+    if (kind != DT_DRAFT_MODEL)
+        return DT_OK;
+    if (!s->parts.draft)
+        DT_FAIL(DT_ERR_INPUT, "a draft model is asked for, but none is loaded");
+    s->n_allowed = DT_MIN(s->parts.n_common, s->n_vocab);
+    return dt_draft_model_open(out, s->parts.draft, &(dt_draft_model_options){
+        .n_ctx = s->n_ctx,
+        .tree = o->tree,
+        .depth = o->depth,
+        .topk = o->topk,
+        .n_allowed = s->n_allowed,
+        .sampling = o->sampling,
+        .noise = !o->independent_noise,
+        .floor = DRAFT_FLOOR,
+    });
+}
+
+static dt_err open_parts(dt_session *s) {
+    size_t n_ctx = (size_t)s->n_ctx;
+    DT_TRY(dt_mem_alloc(&s->tokens, (n_ctx + DT_TREE_MAX) * sizeof *s->tokens));
+    DT_TRY(dt_mem_alloc(&s->hashes, (n_ctx + 1) * sizeof *s->hashes));
+    s->hashes[0] = DT_HASH_EMPTY;
+    DT_TRY(dt_sampler_init(&s->sampler, &s->options.sampling, s->n_vocab));
+    size_t n_bytes = s->parts.speech.n_bytes_max;
+    DT_TRY(dt_mem_alloc(&s->token_bytes, n_bytes));
+    DT_TRY(dt_answer_init(&s->answer, n_bytes * DT_TREE_MAX));
+    dt_guard_init(&s->guard, s->options.guard);
+    dt_draft *draft = NULL;
+    DT_TRY(open_source(&draft, s));
+    if (!draft)
+        return DT_OK;
+    dt_err err = dt_link_open(&s->link, draft, s->n_ctx, s->parts.n_snapshots, s->parts.n_records);
+    if (err != DT_OK && draft != s->options.own_draft)
+        dt_draft_close(draft);
+    return err;
+}
+
+static void free_session(dt_session *s) {
+    dt_answer_deinit(&s->answer);
+    dt_sampler_deinit(&s->sampler);
+    dt_mem_free(s->token_bytes);
+    dt_mem_free(s->tokens);
+    dt_mem_free(s->hashes);
+    dt_mem_free(s);
+}
+
+dt_err dt_session_open_with(dt_session **out, const dt_session_parts *parts,
+    const dt_session_options *options) {
+    *out = NULL;
+    dt_session_options filled = *options;
+    DT_TRY(fill_options(&filled));
+    dt_session *s = NULL;
+    DT_TRY(dt_mem_alloc(&s, sizeof *s));
+    s->parts = *parts;
+    s->options = filled;
+    s->n_ctx = filled.n_ctx;
+    s->n_vocab = parts->target->model->config.n_vocab;
+    dt_err err = open_parts(s);
+    if (err != DT_OK) {
+        free_session(s);
+        return err;
+    }
+    *out = s;
+    return DT_OK;
+}
+
+void dt_session_close(dt_session *s) {
+    if (!s)
+        return;
+    dt_link_close(s->link); /* before the forward that its thread uses */
+    dt_forward_close(s->parts.draft);
+    dt_forward_close(s->parts.target);
+    free_session(s);
+}
+
+/* ---- the timeline ---- */
+
+dt_err dt_session_append(dt_session *s, const int32_t *tokens, int64_t n) {
+    if (n < 0 || n > s->n_ctx - s->n_tokens)
+        DT_FAIL(DT_ERR_LIMIT, "%lld tokens do not fit: the context of %d holds %lld already",
+            (long long)n, s->n_ctx, (long long)s->n_tokens);
+    for (int64_t i = 0; i < n; i++) {
+        if (tokens[i] < 0 || tokens[i] >= s->n_vocab)
+            DT_FAIL(DT_ERR_INPUT, "token %d at %lld is outside the vocabulary of %d",
+                (int)tokens[i], (long long)i, s->n_vocab);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        s->tokens[s->n_tokens] = tokens[i];
+        s->hashes[s->n_tokens + 1] = dt_hash_next(s->hashes[s->n_tokens], tokens[i]);
+        s->n_tokens++;
+    }
+    return DT_OK;
+}
+
+int64_t dt_session_n_tokens(const dt_session *s) {
+    return s->n_tokens;
+}
+
+const int32_t *dt_session_tokens(const dt_session *s) {
+    return s->tokens;
+}
+
+dt_err dt_session_rewind(dt_session *s, int64_t n) {
+    if (n < 0 || n > s->n_tokens)
+        DT_FAIL(DT_ERR_INPUT, "rewind: the timeline has %lld tokens, not %lld",
+            (long long)s->n_tokens, (long long)n);
+    s->n_tokens = n;
+    int64_t n_rows = DT_MAX(n - 1, 0);
+    dt_forward_truncate(s->parts.target,
+        (int)DT_MIN(n_rows, s->parts.target->rows.n_committed));
+    if (s->link)
+        dt_link_cut(s->link, n);
+    return DT_OK;
+}
+
+/* ---- generating ---- */
+
+typedef struct prefill_report {
+    const dt_generate_options *options;
+    int64_t total;
+} prefill_report;
+
+static int report_prefill(void *arg, int n_done) {
+    const prefill_report *report = arg;
+    return report->options->prefill(report->options->arg, n_done, report->total);
+}
+
+/* Runs all tokens but the last through the target. */
+static dt_err prefill(dt_session *s, dt_turn *turn) {
+    dt_forward *target = s->parts.target;
+    int first = target->rows.n_committed;
+    int n = (int)(s->n_tokens - 1) - first;
+    if (n <= 0)
+        return DT_OK;
+    int64_t start = dt_time_ns();
+    prefill_report report = {turn->options, n};
+    int i_last = 0;
+    dt_err err = dt_forward_prefill(&i_last, target, s->tokens + first, n,
+        s->options.prefill_batch, turn->options->prefill ? report_prefill : NULL, &report);
+    s->stats.n_prompt = target->rows.n_committed - first;
+    s->stats.prefill_seconds = (double)(dt_time_ns() - start) * 1e-9;
+    if (err != DT_ERR_STOPPED)
+        return err;
+    turn->stopped = true;
+    turn->stop = DT_STOP_CALLER;
+    return DT_OK;
+}
+
+dt_err dt_session_generate(dt_stop *stop_out, dt_session *s, const dt_generate_options *options) {
+    if (s->n_tokens < 1)
+        DT_FAIL(DT_ERR_INPUT, "nothing to go on from: the timeline is empty");
+    DT_TRY(dt_answer_start(&s->answer, options->stops, options->n_stops));
+    memset(&s->stats, 0, sizeof s->stats);
+    dt_guard_start(&s->guard);
+    dt_turn turn = {
+        .options = options,
+        .n_left = options->n_max < 0 ? INT64_MAX : options->n_max,
+        .first = true,
+        .stopped = options->n_max == 0 || s->n_tokens == s->n_ctx,
+        .stop = options->n_max == 0 ? DT_STOP_BUDGET : DT_STOP_CONTEXT,
+    };
+    if (!turn.stopped) {
+        /* The draft reads the prompt while the target does. */
+        if (dt_session_drafts(s))
+            dt_link_send(s->link, s->tokens, s->n_tokens);
+        DT_TRY(prefill(s, &turn));
+    }
+    int64_t start = dt_time_ns();
+    dt_err err = DT_OK;
+    while (err == DT_OK && !turn.stopped)
+        err = dt_verify_step(s, &turn);
+    s->stats.decode_seconds = (double)(dt_time_ns() - start) * 1e-9;
+    *stop_out = turn.stop;
+    return err;
+}
+
+void dt_session_stats(const dt_session *s, dt_stats *out) {
+    *out = s->stats;
+    if (out->n_steps > 0)
+        out->mean_acceptance_length = 1.0 + (double)out->n_accepted / (double)out->n_steps;
+    if (out->decode_seconds > 0.0)
+        out->tokens_per_second = (double)out->n_generated / out->decode_seconds;
+    if (s->guard.plain_ns > 0.0)
+        out->plain_tokens_per_second = 1e9 / s->guard.plain_ns;
+    const dt_draft *draft = s->link ? dt_link_draft(s->link) : NULL;
+    out->draft_source = draft ? draft->name : "none";
+    out->draft_device = draft ? draft->device : "none";
+    out->draft_state = !draft ? "none"
+        : s->dead             ? "dead"
+        : dt_guard_rests(&s->guard) ? "off"
+                              : "on";
+    out->numerics = s->parts.target->numerics;
+    out->seed = s->options.sampling.seed;
+    out->kv_bytes = s->parts.target->kv_bytes + (s->parts.draft ? s->parts.draft->kv_bytes : 0);
+}

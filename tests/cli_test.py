@@ -1,0 +1,374 @@
+#!/usr/bin/env python3
+"""The program from outside: exit codes, one clear line for bad input, what goes to which stream.
+
+Usage: cli_test.py PROGRAM [NAME ...]. The tiny models lie in DT_TEST_DATA; DT_TEST_ISA forces an
+instruction set.
+"""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+DATA = os.environ.get("DT_TEST_DATA") or os.path.join(HERE, "data")
+ISA = os.environ.get("DT_TEST_ISA", "auto")
+PROGRAM = os.path.abspath(sys.argv[1])
+TARGET, DRAFT, OTHER = (os.path.join(DATA, name + ".gguf")
+                        for name in ("tiny-qwen2", "tiny-draft", "tiny-llama"))
+RUN = ["run", "-m", TARGET, "--isa", ISA]
+
+n_checks = n_failed = 0
+
+
+def check(condition, message):
+    global n_checks, n_failed
+    n_checks += 1
+    if not condition:
+        n_failed += 1
+        frame = sys._getframe(1)
+        while frame.f_code.co_name in ("refuses", "works"):
+            frame = frame.f_back
+        print("cli_test.py:%d: %s" % (frame.f_lineno, message))
+
+
+class Done:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err.decode(errors="replace")
+
+
+def call(*args, stdin=b"", **more):
+    more.setdefault("stdout", subprocess.PIPE)
+    done = subprocess.run([PROGRAM, *args], input=stdin, stderr=subprocess.PIPE, timeout=300,
+                          **more)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def refuses(code, words, *args, **more):
+    """Nothing on standard output, one line "dovetail: ..." that holds `words`, this exit code."""
+    done = call(*args, **more)
+    shown = " ".join(a if isinstance(a, str) else repr(a) for a in args)
+    one_line = done.err.startswith("dovetail: ") and done.err.count("\n") == 1
+    check(done.code == code, "%s: exit code %d, want %d (%s)" % (shown, done.code, code, done.err))
+    check(one_line, "%s: want one line, got %r" % (shown, done.err))
+    for word in words if isinstance(words, tuple) else (words,):
+        check(word in done.err, "%s: want '%s' in %r" % (shown, word, done.err))
+    check(not done.out, "%s: wrote %r" % (shown, done.out))
+
+
+def works(*args, **more):
+    done = call(*args, **more)
+    check(done.code == 0, "%s: exit code %d: %s" % (args, done.code, done.err))
+    return done
+
+
+# ---- usage
+
+def test_help():
+    check(works("--version").out.startswith(b"dovetail "), "no version")
+    text = works("--help").out.decode()
+    for command in ("run", "bench", "tokenize", "perplexity", "info"):
+        check("  %s " % command in text, "--help lacks " + command)
+        lines = works(command, "--help").out.decode().splitlines()
+        check(any("--model" in line for line in lines), "%s --help lacks -m" % command)
+        check(all(len(line) <= 100 for line in lines), "%s --help has a long line" % command)
+
+
+def test_usage():
+    refuses(2, "--help")
+    refuses(2, ("unknown command 'walk'", "dovetail --help"), "walk")
+    refuses(2, ("unknown option '--fast'", "dovetail run --help"), "run", "--fast")
+    refuses(2, "unknown option '--pp'", "run", "--pp", "3")
+    refuses(2, "unexpected argument 'x'", *RUN, "x")
+    refuses(2, "-m FILE is needed", "run", "-p", "x")
+    refuses(2, "-m FILE is needed", "bench")
+    refuses(2, "-n needs a value", *RUN, "-n")
+    refuses(2, "-m needs a value", "run", "-m", "-d", "x")
+    refuses(2, "'many' is not a whole number", *RUN, "-n", "many")
+    refuses(2, "'3x' is not a whole number", *RUN, "-n", "3x")
+    refuses(2, "'' is not a whole number", *RUN, "-n", "")
+    refuses(2, ("-n", "out of range"), *RUN, "-n", "-2")
+    refuses(2, ("-c", "out of range"), *RUN, "-c", "0")
+    refuses(2, "out of range", *RUN, "-n", "99999999999999999999")
+    refuses(2, "'hot' is not a number", *RUN, "--temp", "hot")
+    refuses(2, "'nan' is not a number", *RUN, "--temp", "nan")
+    refuses(2, ("--top-p", "out of range"), *RUN, "--top-p", "1.5")
+    refuses(2, "auto|c|avx2|avx512", *RUN, "--isa", "sse")
+    refuses(2, "auto|model|ngram|none", *RUN, "--draft", "oracle")
+    refuses(2, "-d FILE", *RUN, "--draft", "model")
+    refuses(2, "more than one text", *RUN, "-p", "x", "-f", "y")
+    refuses(2, "takes no value", *RUN, "--chat=yes")
+    refuses(2, "more than 16 times", *RUN, *(["--stop", "x"] * 17))
+    refuses(2, "1 to 256 bytes", *RUN, "--stop", "x" * 257)
+    refuses(2, "list of numbers", "bench", "-m", TARGET, "--curve", "1,,2")
+    refuses(2, "want 1 to 64", "bench", "-m", TARGET, "--curve", "65")
+
+
+# ---- files
+
+def test_files(folder):
+    refuses(1, "/no/such/model", "run", "-m", "/no/such/model", "-p", "x")
+    refuses(1, "/no/such/text", *RUN, "-f", "/no/such/text")
+    refuses(1, folder, "run", "-m", folder, "-p", "x")
+    refuses(1, folder, *RUN, "-f", folder)
+    text = os.path.join(folder, "text.gguf")
+    with open(text, "w") as f:
+        f.write("This is no model.\n")
+    refuses(1, ("text.gguf", "GGUF"), "run", "-m", text, "-p", "x")
+    refuses(1, "text.gguf", "tokenize", "-m", text, "-p", "x")
+    refuses(1, "text.gguf", "info", "-m", text)
+    with open(TARGET, "rb") as f:
+        data = f.read()
+    cut = os.path.join(folder, "cut.gguf")
+    for n in (0, 3, 4, 11, 23, 24, 100, 1000, 5000, len(data) // 2, len(data) - 1):
+        with open(cut, "wb") as f:
+            f.write(data[:n])
+        refuses(1, "cut.gguf", "perplexity", "-m", cut, "-f", TARGET)
+    refuses(1, "draft", *RUN, "-d", OTHER, "-p", "x")
+    refuses(1, "/no/such/draft", *RUN, "-d", "/no/such/draft", "-p", "x")
+
+
+# ---- prompts
+
+def test_prompts(folder):
+    refuses(1, "prompt is empty", *RUN, "-p", "")
+    refuses(1, "prompt is empty", *RUN)
+    refuses(1, "text is empty", "tokenize", "-m", TARGET)
+    refuses(1, ("9 tokens", "holds 8"), *RUN, "-c", "8", "-p", "xqxqxqxqx")
+    refuses(1, "NUL", *RUN, "--chat", stdin=b"a\0b")
+    path = os.path.join(folder, "bytes.txt")
+    nasty = b"a\0b\xff\xfe\xc3(\xe2\x82 \xf0\x9f\x98"
+    with open(path, "wb") as f:
+        f.write(nasty)
+    want = works(*RUN, "-n", "9", "-f", path).out
+    check(works(*RUN, "-n", "9", stdin=nasty).out == want, "file and standard input differ")
+    check(works(*RUN, "-n", "9", "-f", "-", stdin=nasty).out == want, "-f - differs")
+    works(*RUN, "-n", "9", "-p", b"\xff\xfe\xc3(")
+    plain = works(*RUN, "-n", "9", "-p", "hello").out
+    check(works(*RUN, "-n", "9", "--chat", "-p", "hello").out != plain, "--chat changes nothing")
+    check(works(*RUN, "-n=9", "--prompt=hello").out == plain, "-n=9 differs")
+    lines = os.path.join(folder, "prompts.jsonl")
+    with open(lines, "w") as f:
+        f.write('{"id": "one", "turns": ["hello"]}\n\n{"prompt": "hello"}\n')
+    done = works(*RUN, "-n", "9", "--jsonl", lines)
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    check([a["id"] for a in answers] == ["one", 3], "ids of --jsonl")
+    for a in answers:
+        check(bytes.fromhex(a["bytes"]) == plain, "--jsonl writes another text")
+        check(len(a["tokens"]) == a["stats"]["tokens"] == 9, "tokens of --jsonl")
+    with open(lines, "w") as f:
+        f.write('{"id": "one"}\n')
+    refuses(1, "line 1", *RUN, "--jsonl", lines)
+
+
+# ---- answers and figures
+
+KEYS = {"prompt_tokens", "tokens", "steps", "drafted", "accepted", "accepted_per_position",
+        "accepted_off_first_branch", "mean_acceptance_length", "tokens_per_second",
+        "plain_tokens_per_second", "seconds", "draft", "numerics", "seed", "threads", "isa", "stop"}
+
+
+def stats_of(*args):
+    done = works(*RUN, "--stats", "json", *args)
+    check(done.err.count("\n") == 1, "want one object, got %r" % done.err)
+    return json.loads(done.err), done.out
+
+
+def test_stats():
+    stats, _ = stats_of("-d", DRAFT, "-p", "hello", "-n", "40", "--ignore-eos")
+    check(KEYS <= set(stats), "lacks %s" % (KEYS - set(stats)))
+    check(stats["tokens"] == 40 and stats["stop"] == "budget", "tokens %d" % stats["tokens"])
+    check(stats["draft"]["source"] == "model" and stats["draft"]["device"] == "cpu", "draft")
+    check(stats["steps"] + stats["accepted"] >= 40, "steps and accepted are too few")
+    length = 1 + stats["accepted"] / stats["steps"]
+    check(abs(stats["mean_acceptance_length"] - length) < 1e-6, "mean_acceptance_length")
+    check(sum(stats["accepted_per_position"]) == stats["accepted"], "accepted_per_position")
+    stats, _ = stats_of("--draft", "none", "-p", "hello", "-n", "5", "--ignore-eos")
+    check(stats["draft"]["source"] == "none" and stats["steps"] == 5, "plain decoding drafts")
+    stats, out = stats_of("-p", "hello", "-n", "0")
+    check(stats["tokens"] == 0 and out == b"", "-n 0 writes something")
+    stats, _ = stats_of("-p", "hello", "-c", "32", "--ignore-eos")
+    check(stats["stop"] == "context", "stop is %s" % stats["stop"])
+    check(stats["prompt_tokens"] + stats["tokens"] <= 33, "more tokens than the context holds")
+    done = works(*RUN, "-p", "hello", "-n", "5", "--stats", "none")
+    check(done.err == "", "--stats none writes %r" % done.err)
+    done = works(*RUN, "-p", "hello", "-n", "5")
+    check(re.fullmatch(r"\d+\.\d tokens/s.*\n", done.err), "figures: %r" % done.err)
+
+
+def test_same_text():
+    base = works(*RUN, "--draft", "none", "-p", "hello", "-n", "64", "--ignore-eos").out
+    hot = ["--temp", "0.9", "--seed", "11", "--top-k", "50", "--top-p", "0.95",
+           "--repeat-penalty", "1.1"]
+    drawn = works(*RUN, "--draft", "none", "-p", "hello", "-n", "64", "--ignore-eos", *hot).out
+    check(base != drawn, "temperature changes nothing")
+    for more in (["-d", DRAFT], ["-d", DRAFT, "--no-guard", "--tree", "9", "--depth", "8", "--topk",
+                 "1"], ["-d", DRAFT, "--tree", "16", "--topk", "4", "--independent-noise"],
+                 ["--draft", "ngram", "--no-guard"], ["-t", "1"], ["--prefill-batch", "1"],
+                 ["-d", DRAFT, "--draft", "none", "-t", "2"]):
+        args = [*RUN, "-p", "hello", "-n", "64", "--ignore-eos", *more]
+        check(works(*args).out == base, "%s: another text" % more)
+        check(works(*args, *hot).out == drawn, "%s: another text at T > 0" % more)
+
+
+def test_sampling():
+    args = [*RUN, "-p", "hello", "-n", "24", "--ignore-eos", "--temp", "1"]
+    one = works(*args, "--seed", "1").out
+    check(works(*args, "--seed", "1").out == one, "a seed does not repeat its text")
+    check(works(*args, "--seed", "2").out != one, "two seeds give one text")
+    first, second = works(*args), works(*args)
+    found = re.search(r"seed (\d+)", first.err)
+    check(found, "the random seed is not printed: %r" % first.err)
+    check(first.out != second.out, "two random seeds give one text")
+    if found:
+        check(works(*args, "--seed", found.group(1)).out == first.out, "printed seed is another")
+    check(works(*args, "--seed", "1", "--top-k", "1").out ==
+          works(*args[:-2]).out, "top-k 1 is not greedy")
+
+
+def test_stop():
+    text = works(*RUN, "-p", "hello", "-n", "60", "--ignore-eos").out
+    if len(text) > 20:
+        middle = text[10:13].decode("latin-1")
+        if middle.isascii():
+            got = works(*RUN, "-p", "hello", "-n", "60", "--ignore-eos", "--stop", middle).out
+            check(got == text[:text.index(text[10:13])], "--stop: %r of %r" % (got, text))
+
+
+# ---- streams and signals
+
+def test_streams():
+    refuses(1, "cannot write", *RUN, "-p", "hello", "-n", "20", "--ignore-eos",
+            stdout=open("/dev/full", "wb"))
+    refuses(1, "cannot write", "run", "--help", stdout=open("/dev/full", "wb"))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    refuses(1, "cannot write", *RUN, "-p", "hello", "-n", "20", "--ignore-eos", stdout=write_end)
+    os.close(write_end)
+    refuses(1, "cannot write", *RUN, "-p", "hello", "-n", "20", "--ignore-eos",
+            preexec_fn=lambda: os.close(1))
+    done = subprocess.run([PROGRAM, *RUN, "-p", "hello", "-n", "5"], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          preexec_fn=lambda: os.close(0))
+    check(done.returncode == 0, "closed standard input: exit code %d" % done.returncode)
+
+
+def test_interrupt():
+    """The writer blocks on a full pipe, so the answer is under way when the signal comes."""
+    child = subprocess.Popen([PROGRAM, *RUN, "--draft", "none", "-p", "hello", "-n", "60000", "-c",
+                              "65536", "--ignore-eos", "--stats", "json"], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = child.stdout.read(1)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=300)
+    if child.returncode == 1 and b"context" in err:
+        print("test_interrupt: the tiny model's context is too short, nothing tested")
+        return
+    check(child.returncode == 130, "exit code %d, want 130: %r" % (child.returncode, err))
+    check(len(first) == 1 and len(out) < 60000 * 4, "the answer went on")
+    try:
+        check(json.loads(err)["stop"] == "interrupt", "stop: %r" % err)
+    except ValueError:
+        check(False, "no figures after Ctrl-C: %r" % err)
+
+
+# ---- the other commands
+
+def test_tokenize():
+    text = "def f(x):\n    return x + 1  # \u00fc \u4e2d \U0001f600\r\n"
+    ids = json.loads(works("tokenize", "-m", TARGET, "-p", text).out)
+    check(ids and all(isinstance(i, int) for i in ids), "ids: %s" % ids)
+    back = works("tokenize", "-m", TARGET, "--decode", json.dumps(ids)).out
+    check(back == text.encode(), "decoding gives %r" % back)
+    check(json.loads(works("tokenize", "-m", TARGET, stdin=text.encode()).out) == ids, "stdin")
+    raw = bytes(range(256))
+    ids = json.loads(works("tokenize", "-m", TARGET, "--no-bos", stdin=raw).out)
+    back = works("tokenize", "-m", TARGET, "--decode", json.dumps(ids)).out
+    check(back == raw, "bytes do not survive")
+    plain = json.loads(works("tokenize", "-m", TARGET, "-p", "<|im_end|>").out)
+    special = json.loads(works("tokenize", "-m", TARGET, "--special", "-p", "<|im_end|>").out)
+    check(len(plain) > 1 and len(special) == 1, "--special: %s %s" % (plain, special))
+    refuses(1, "out of range", "tokenize", "-m", TARGET, "--decode", "[999999]")
+    refuses(1, "not a token id", "tokenize", "-m", TARGET, "--decode", "[1, x]")
+
+
+def test_perplexity(folder):
+    path = os.path.join(folder, "text.txt")
+    with open(path, "w") as f:
+        f.write("One line of text, and another one.\n" * 3)
+    logits = os.path.join(folder, "logits")
+    args = ["perplexity", "-m", TARGET, "--isa", ISA, "-f", path]
+    found = json.loads(works(*args, "--json", "--logits", logits).out)
+    ids = json.loads(works("tokenize", "-m", TARGET, "-f", path).out)
+    n_vocab = json.loads(works("info", "-m", TARGET, "--json").out)["model"]["sizes"]["vocabulary"]
+    check(found["tokens"] == len(ids), "tokens: %s" % found)
+    check(os.path.getsize(logits) == 4 * n_vocab * len(ids), "size of the logits")
+    import math
+    total = 0.0
+    with open(logits, "rb") as f:
+        for following in ids[1:]:
+            row = struct.unpack("<%df" % n_vocab, f.read(4 * n_vocab))
+            top = max(row)
+            total += top + math.log(sum(math.exp(x - top) for x in row)) - row[following]
+    check(abs(total / (len(ids) - 1) - found["mean_nll"]) < 1e-4, "mean_nll and logits disagree")
+    check(abs(math.exp(found["mean_nll"]) / found["perplexity"] - 1) < 1e-6, "perplexity")
+    check(b"perplexity" in works(*args).out, "no text")
+    ids_path = os.path.join(folder, "ids.json")
+    with open(ids_path, "w") as f:
+        json.dump(ids, f)
+    again = json.loads(works("perplexity", "-m", TARGET, "--isa", ISA, "--ids", ids_path, "--json",
+                             "-t", "1", "--prefill-batch", "3").out)
+    check(again["mean_nll"] == found["mean_nll"], "--ids gives another result")
+    cut = json.loads(works(*args, "--json", "--max-tokens", "10").out)
+    check(cut["tokens"] == 10, "--max-tokens")
+    refuses(1, "at least 2", "perplexity", "-m", TARGET, stdin=b"x")
+    refuses(1, "context holds", "perplexity", "-m", TARGET, stdin=b"xq" * 20000)
+    refuses(1, "cannot create", *args, "--logits", "/no/such/folder/x")
+
+
+def test_bench():
+    args = ["bench", "-m", TARGET, "--isa", ISA, "-r", "2"]
+    rows = json.loads(works(*args, "-d", DRAFT, "--pp", "32", "--tg", "16", "-o", "json").out)
+    check([r["test"] for r in rows] == ["pp32", "tg16", "tg16"], "tests: %s" % rows)
+    check(all(r["avg_ts"] > 0 and len(r["samples_ts"]) == 2 for r in rows), "samples")
+    check(rows[2]["draft"] == "model" and rows[2]["mean_acceptance_length"] >= 1, "draft row")
+    table = works(*args, "--pp", "16", "--tg", "0", "--depth", "40").out.decode()
+    check("pp16 @ d40" in table and table.count("\n") == 3, "table:\n" + table)
+    curve = json.loads(works(*args, "--curve", "1,4,64", "-o", "json").out)
+    check([r["m"] for r in curve] == [1, 4, 64] and all(r["ms"] > 0 for r in curve), "curve")
+    n_cpus = len(os.sched_getaffinity(0))
+    if n_cpus >= 2:
+        rows = json.loads(works("bench", "--ring", "-o", "json").out)
+        check(len(rows) == 2 and all(0 < r["median_ns"] <= r["p99_ns"] for r in rows), "ring")
+    else:
+        refuses(1, "two hardware threads", "bench", "--ring")
+
+
+def test_info():
+    machine = json.loads(works("info", "--json").out)
+    check("c" in machine["machine"]["isa"] and "model" not in machine, "info without a model")
+    found = json.loads(works("info", "-m", TARGET, "--json").out)["model"]
+    check(found["architecture"] == "qwen2" and found["chat"] == "chatml", "info: %s" % found)
+    check(found["numerics"].startswith("int8"), "numerics: %s" % found["numerics"])
+    check(b"qwen2" in works("info", "-m", TARGET).out, "info as text")
+
+
+def main():
+    tests = {name[5:]: value for name, value in globals().items() if name.startswith("test_")}
+    for name in sys.argv[2:] or tests:
+        start = time.time()
+        with tempfile.TemporaryDirectory() as folder:
+            needs_folder = tests[name].__code__.co_argcount
+            tests[name](*([folder] if needs_folder else []))
+        print("%s: %.1f s" % (name, time.time() - start), flush=True)
+    print("%d checks, %d failed" % (n_checks, n_failed))
+    return 1 if n_failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
