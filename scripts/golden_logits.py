@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""An independent reference for the logits of a model file, and the comparison with it.
+
+  golden_logits.py make MODEL.gguf GOLDEN.npy [--text FILE] [--n-tokens N] [--f64]
+  golden_logits.py compare GOLDEN.npy LOGITS [--mean X] [--p99 X] [--ppl X]
+
+`make` tokenizes the text, dequantises the weights, runs the whole forward in float32 (or float64)
+with numpy and writes GOLDEN.npy (logits, [n_tokens, n_vocab] float32) and GOLDEN.ids.json (token
+ids). `compare` takes what `dovetail perplexity -m MODEL --ids GOLDEN.ids.json --logits LOGITS`
+wrote; it prints the divergence KL(reference || logits) over positions 1..256, position 0 apart, and
+both perplexities, and exits with 1 beyond the bounds. Needs numpy; `make` the package gguf too.
+Nothing here is shared with the program: tokenizer, forward and comparison are written anew.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TEXT = os.path.join(HERE, "..", "tests", "prompts", "golden.txt")
+
+
+# ---- model file
+
+class Model:
+    def __init__(self, path, dtype=np.float32):
+        import gguf
+        self.dequantize = gguf.quants.dequantize
+        self.dtype = dtype
+        reader = gguf.GGUFReader(path)
+        self.fields = reader.fields
+        self.tensors = {t.name: t for t in reader.tensors}
+        self.arch = self.key("general.architecture")
+        if self.arch not in ("llama", "qwen2"):
+            sys.exit("%s: no reference for architecture %s" % (path, self.arch))
+        size = lambda name, default=None: self.key(self.arch + "." + name, default)
+        self.n_embd = size("embedding_length")
+        self.n_layer = size("block_count")
+        self.n_head = size("attention.head_count")
+        self.n_head_kv = size("attention.head_count_kv", self.n_head)
+        self.head_dim = size("attention.key_length", self.n_embd // self.n_head)
+        self.n_rot = size("rope.dimension_count", self.head_dim)
+        self.eps = size("attention.layer_norm_rms_epsilon")
+        self.rope_base = size("rope.freq_base", 10000.0)
+        self.rope_scale = 1.0
+        if size("rope.scaling.type", "none") == "linear":
+            self.rope_scale = 1.0 / size("rope.scaling.factor", 1.0)
+
+    def key(self, name, default=None):
+        field = self.fields.get(name)
+        return default if field is None else field.contents()
+
+    def weight(self, name, rows=slice(None)):
+        """Float values of a tensor (or of some of its rows), None if the file has none."""
+        t = self.tensors.get(name)
+        if t is None:
+            return None
+        return self.dequantize(t.data[rows], t.tensor_type).astype(self.dtype, copy=False)
+
+    def n_rows(self, name):
+        return int(self.tensors[name].shape[-1])
+
+
+# ---- tokenizer: byte-level BPE
+
+LETTER, OTHER = r"[^\W\d_]", r"(?:[^\s\w]|_)"
+QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|(?:[^\r\n\w]|_)?" + LETTER + r"+|\d| ?" + OTHER +
+         r"+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?" + LETTER + r"+| ?\d+| ?" + OTHER + r"+|\s+(?!\S)|\s+"
+
+
+def byte_alphabet():
+    """The printable stand-in of every byte (Radford et al. 2019)."""
+    plain = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
+    rest = [b for b in range(256) if b not in plain]
+    table = {b: chr(b) for b in plain}
+    table.update({b: chr(256 + i) for i, b in enumerate(rest)})
+    return table
+
+
+def merge_word(word, ranks):
+    parts = list(word)
+    while len(parts) > 1:
+        pairs = [ranks.get(parts[i] + " " + parts[i + 1], 1 << 60) for i in range(len(parts) - 1)]
+        best = min(pairs)
+        if best == 1 << 60:
+            break
+        i = pairs.index(best)
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def tokenize(model, text):
+    kind = model.key("tokenizer.ggml.pre")
+    if kind == "qwen2":
+        pieces = re.findall(QWEN2, text)
+    elif kind == "smollm":
+        pieces = [p for part in re.split(r"(\d)", text) for p in re.findall(GPT2, part)]
+    elif kind in ("gpt-2", "default"):
+        pieces = re.findall(GPT2, text)
+    else:
+        sys.exit("no reference for pre-tokenizer %s" % kind)
+    assert "".join(pieces) == text
+    ranks = {m: i for i, m in enumerate(model.key("tokenizer.ggml.merges"))}
+    ids = {t: i for i, t in enumerate(model.key("tokenizer.ggml.tokens"))}
+    alphabet = byte_alphabet()
+    out = []
+    if model.key("tokenizer.ggml.add_bos_token", False):
+        out.append(model.key("tokenizer.ggml.bos_token_id"))
+    for piece in pieces:
+        out += [ids[p] for p in merge_word([alphabet[b] for b in piece.encode()], ranks)]
+    return out
+
+
+# ---- forward
+
+def rms_norm(x, weight, eps):
+    mean = np.mean(np.square(x.astype(np.float64)), axis=-1, keepdims=True)
+    return (x / np.sqrt(mean + eps)).astype(x.dtype) * weight
+
+
+def rope_angles(model, n_tok):
+    """cos and sin, [n_tok, n_rot / 2]."""
+    exponent = np.arange(0, model.n_rot, 2, dtype=np.float64) / model.n_rot
+    frequency = model.rope_base ** -exponent * model.rope_scale
+    factors = model.weight("rope_freqs.weight")
+    if factors is not None:
+        frequency = frequency / factors.astype(np.float64)
+    angle = np.arange(n_tok, dtype=np.float64)[:, None] * frequency[None, :]
+    return np.cos(angle).astype(model.dtype), np.sin(angle).astype(model.dtype)
+
+
+def rotate(x, cos, sin, neighbours):
+    """x [n_tok, n_head, head_dim]; pairs are (2i, 2i + 1) or (i, i + n_rot / 2)."""
+    half = cos.shape[1]
+    out = x.copy()
+    first = slice(0, 2 * half, 2) if neighbours else slice(0, half)
+    second = slice(1, 2 * half, 2) if neighbours else slice(half, 2 * half)
+    a, b = x[:, :, first], x[:, :, second]
+    c, s = cos[:, None, :], sin[:, None, :]
+    out[:, :, first] = a * c - b * s
+    out[:, :, second] = a * s + b * c
+    return out
+
+
+def attention(model, q, k, v):
+    """Causal, grouped: q [T, n_head, d], k and v [T, n_head_kv, d] -> [T, n_head * d]."""
+    n_tok = q.shape[0]
+    group = model.n_head // model.n_head_kv
+    future = np.triu(np.ones((n_tok, n_tok), dtype=bool), 1)
+    out = np.empty_like(q)
+    for h in range(model.n_head):
+        score = (q[:, h] @ k[:, h // group].T).astype(np.float64) / np.sqrt(model.head_dim)
+        score[future] = -np.inf
+        score -= score.max(axis=1, keepdims=True)
+        weight = np.exp(score)
+        weight /= weight.sum(axis=1, keepdims=True)
+        out[:, h] = weight.astype(q.dtype) @ v[:, h // group]
+    return out.reshape(n_tok, -1)
+
+
+def linear(model, x, name):
+    y = x @ model.weight(name + ".weight").T
+    bias = model.weight(name + ".bias")
+    return y if bias is None else y + bias
+
+
+def layer(model, x, prefix, cos, sin):
+    n_tok = x.shape[0]
+    neighbours = model.arch == "llama"
+    y = rms_norm(x, model.weight(prefix + "attn_norm.weight"), model.eps)
+    q = linear(model, y, prefix + "attn_q").reshape(n_tok, model.n_head, -1)
+    k = linear(model, y, prefix + "attn_k").reshape(n_tok, model.n_head_kv, -1)
+    v = linear(model, y, prefix + "attn_v").reshape(n_tok, model.n_head_kv, -1)
+    q, k = rotate(q, cos, sin, neighbours), rotate(k, cos, sin, neighbours)
+    x = x + linear(model, attention(model, q, k, v), prefix + "attn_output")
+    y = rms_norm(x, model.weight(prefix + "ffn_norm.weight"), model.eps)
+    gate, up = linear(model, y, prefix + "ffn_gate"), linear(model, y, prefix + "ffn_up")
+    wide = gate.astype(np.float64)
+    gate = (wide / (1 + np.exp(-wide))).astype(x.dtype)
+    return x + linear(model, gate * up, prefix + "ffn_down")
+
+
+def forward(model, ids, progress=False):
+    """Logits of every position, [n_tok, n_vocab] of the model's dtype."""
+    cos, sin = rope_angles(model, len(ids))
+    x = model.weight("token_embd.weight", np.asarray(ids))
+    for i in range(model.n_layer):
+        x = layer(model, x, "blk.%d." % i, cos, sin)
+        if progress and sys.stderr.isatty():
+            print("\r\033[Klayer %d of %d" % (i + 1, model.n_layer), end="", file=sys.stderr)
+    x = rms_norm(x, model.weight("output_norm.weight"), model.eps)
+    head = "output.weight" if "output.weight" in model.tensors else "token_embd.weight"
+    n_vocab = model.n_rows(head)
+    logits = np.empty((len(ids), n_vocab), dtype=model.dtype)
+    for at in range(0, n_vocab, 8192):
+        rows = slice(at, min(at + 8192, n_vocab))
+        logits[:, rows] = x @ model.weight(head, rows).T
+    if progress and sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return logits
+
+
+# ---- commands
+
+def ids_path(golden):
+    return (golden[:-4] if golden.endswith(".npy") else golden) + ".ids.json"
+
+
+def write_whole(path, write):
+    """Through a temporary name, so that a cut run leaves nothing that looks complete."""
+    with open(path + ".part", "wb") as f:
+        write(f)
+    os.replace(path + ".part", path)
+
+
+def make(args):
+    start = time.time()
+    model = Model(args.model, np.float64 if args.f64 else np.float32)
+    with open(args.text, encoding="utf-8", newline="") as f:
+        ids = tokenize(model, f.read())[:args.n_tokens]
+    logits = forward(model, ids, progress=True)
+    os.makedirs(os.path.dirname(os.path.abspath(args.golden)), exist_ok=True)
+    write_whole(ids_path(args.golden), lambda f: f.write((json.dumps(ids) + "\n").encode()))
+    write_whole(args.golden, lambda f: np.save(f, logits.astype(np.float32)))
+    print("%s: %d positions x %d ids, %.0f s" % (args.golden, *logits.shape, time.time() - start))
+
+
+def log_softmax(row):
+    row = row.astype(np.float64)
+    top = row.max()
+    return row - (top + np.log(np.exp(row - top).sum()))
+
+
+def compare(args):
+    golden = np.load(args.golden, mmap_mode="r")
+    with open(ids_path(args.golden)) as f:
+        ids = json.load(f)
+    n_tok, n_vocab = golden.shape
+    want = n_tok * n_vocab * 4
+    if os.path.getsize(args.logits) != want:
+        sys.exit("%s: want %d x %d float32 (%d bytes), the file has %d bytes" % (
+            args.logits, n_tok, n_vocab, want, os.path.getsize(args.logits)))
+    ours = np.memmap(args.logits, dtype="<f4", mode="r", shape=(n_tok, n_vocab))
+    kl, nll, same_top = np.zeros(n_tok), np.zeros((2, n_tok - 1)), 0
+    for i in range(n_tok):
+        p, q = log_softmax(golden[i]), log_softmax(ours[i])
+        kl[i] = np.sum(np.exp(p) * (p - q))
+        same_top += int(np.argmax(p) == np.argmax(q))
+        if i + 1 < n_tok:
+            nll[:, i] = -p[ids[i + 1]], -q[ids[i + 1]]
+    rest = kl[1:257]
+    mean, p99 = float(rest.mean()), float(np.quantile(rest, 0.99))
+    ppl = np.exp(nll[:, 1:].mean(axis=1))
+    whole = np.exp(nll.mean(axis=1))
+    change = abs(ppl[1] / ppl[0] - 1)
+    print("positions 1..%d: mean KL %.6f (bound %g), 99th percentile %.6f (bound %g), "
+          "largest %.4f" % (len(rest), mean, args.mean, p99, args.p99, rest.max()))
+    print("position 0: KL %.6f; the likeliest token agrees at %d of %d positions" %
+          (kl[0], same_top, n_tok))
+    print("perplexity from position 1: reference %.4f, ours %.4f, %.3f%% apart (bound %g%%)" %
+          (ppl[0], ppl[1], 100 * change, 100 * args.ppl))
+    print("perplexity of all positions: reference %.4f, ours %.4f" % tuple(whole))
+    good = mean <= args.mean and p99 <= args.p99 and change <= args.ppl  # false for NaN
+    if not good:
+        print("golden_logits.py: beyond the bounds", file=sys.stderr)
+    return 0 if good else 1
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    p = commands.add_parser("make", help="write the reference logits of a text")
+    p.add_argument("model")
+    p.add_argument("golden")
+    p.add_argument("--text", default=TEXT)
+    p.add_argument("--n-tokens", type=int, default=258)
+    p.add_argument("--f64", action="store_true", help="compute in float64")
+    p = commands.add_parser("compare", help="compare logits with the reference")
+    p.add_argument("golden")
+    p.add_argument("logits")
+    p.add_argument("--mean", type=float, default=0.006, help="bound on the mean KL")
+    p.add_argument("--p99", type=float, default=0.05, help="bound on its 99th percentile")
+    p.add_argument("--ppl", type=float, default=0.01, help="bound on the change of perplexity")
+    args = parser.parse_args()
+    return make(args) if args.command == "make" else compare(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

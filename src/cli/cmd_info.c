@@ -1,0 +1,226 @@
+/* dovetail info: what a model file holds, and what this machine and this build can do. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "dt_build.h"
+#include "src/base/topo.h"
+#include "src/cli/report.h"
+
+/* ---- the machine ---------------------------------------------------------------------------- */
+
+static json_t *isa_levels(void) {
+    json_t *levels = json_array();
+    json_array_append_new(levels, json_string("c"));
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vnni");
+    if (avx2)
+        json_array_append_new(levels, json_string("avx2"));
+    if (avx2 && avx512)
+        json_array_append_new(levels, json_string("avx512"));
+#endif
+    return levels;
+}
+
+static json_t *describe_build(void) {
+    json_t *parts = json_array();
+#ifdef DT_HAVE_OPENBLAS
+    json_array_append_new(parts, json_string("openblas"));
+#endif
+#ifdef DT_HAVE_HWLOC
+    json_array_append_new(parts, json_string("hwloc"));
+#endif
+#ifdef DT_HAVE_OPENMP
+    json_array_append_new(parts, json_string("openmp"));
+#endif
+#ifdef __clang__
+    const char *compiler = "clang " __clang_version__;
+#else
+    const char *compiler = "gcc " __VERSION__;
+#endif
+    return json_pack(
+        "{s:s, s:s, s:o}", "version", DT_VERSION, "compiler", compiler, "parts", parts);
+}
+
+static int describe_machine(json_t *out) {
+    dt_topo *topo = NULL;
+    char line[160];
+    if (dt_topo_open(&topo, NULL) != DT_OK)
+        return cli_fail_err();
+    dt_topo_describe(topo, line, sizeof line);
+    json_object_set_new(out, "machine",
+        json_pack("{s:s, s:i, s:i, s:o}", "topology", line, "cores", dt_topo_n_cores(topo),
+            "hardware_threads", dt_topo_n_pus(topo), "isa", isa_levels()));
+    json_object_set_new(out, "build", describe_build());
+    dt_topo_close(topo);
+    return CLI_OK;
+}
+
+/* ---- the model ------------------------------------------------------------------------------ */
+
+static json_t *text_of(const dt_gguf *gguf, const char *key) {
+    dt_text text = {0};
+    if (dt_gguf_get_text(gguf, key, &text) != DT_OK || text.n_bytes == 0)
+        return json_null();
+    return report_bytes(text.data, text.n_bytes);
+}
+
+/* Tensors and bytes of each type, and the weights of all. */
+static json_t *describe_tensors(const dt_gguf *gguf) {
+    int64_t count[DT_TYPE_COUNT] = {0}, bytes[DT_TYPE_COUNT] = {0}, n_weights = 0;
+    for (int64_t i = 0; i < dt_gguf_n_tensors(gguf); i++) {
+        const dt_tensor *tensor = dt_gguf_tensor(gguf, i);
+        count[tensor->type]++;
+        bytes[tensor->type] += (int64_t)tensor->n_bytes;
+        n_weights += tensor->ne[0] * tensor->ne[1] * tensor->ne[2] * tensor->ne[3];
+    }
+    json_t *types = json_object();
+    for (int type = 0; type < DT_TYPE_COUNT; type++)
+        if (count[type] > 0)
+            json_object_set_new(types, dt_type_name((uint32_t)type),
+                json_pack("{s:I, s:I}", "tensors", (json_int_t)count[type], "bytes",
+                    (json_int_t)bytes[type]));
+    return json_pack("{s:I, s:I, s:o}", "count", (json_int_t)dt_gguf_n_tensors(gguf), "weights",
+        (json_int_t)n_weights, "types", types);
+}
+
+static json_t *describe_sizes(const dt_config *c) {
+    json_t *sizes = json_object();
+    const struct {
+        const char *name;
+        int value;
+    } list[] = {{"vocabulary", c->n_vocab}, {"context", c->n_ctx_train}, {"layers", c->n_layer},
+        {"embedding", c->n_embd}, {"feed_forward", c->n_ff}, {"heads", c->n_head},
+        {"kv_heads", c->n_head_kv}, {"head_dim", c->head_dim}, {"rope_dims", c->n_rot}};
+    for (size_t i = 0; i < DT_COUNT(list); i++)
+        json_object_set_new(sizes, list[i].name, json_integer(list[i].value));
+    json_object_set_new(sizes, "rope_base", report_real(c->rope_base));
+    json_object_set_new(sizes, "rope_scale", report_real(c->rope_scale));
+    return sizes;
+}
+
+static json_t *describe_tokenizer(const dt_model *model) {
+    const dt_vocab *vocab = model->vocab;
+    json_t *ends = json_array();
+    for (int32_t id = 0; id < dt_vocab_size(vocab); id++)
+        if (dt_vocab_ends(vocab, id))
+            json_array_append_new(ends, json_integer(id));
+    return json_pack("{s:o, s:o, s:i, s:i, s:b, s:o}", "kind",
+        text_of(model->file, "tokenizer.ggml.model"), "pattern",
+        text_of(model->file, "tokenizer.ggml.pre"), "bos", (int)dt_vocab_bos(vocab), "eos",
+        (int)dt_vocab_eos(vocab), "adds_bos", (int)dt_vocab_add_bos(vocab), "ends", ends);
+}
+
+static int describe_model(json_t *out, const cli_opts *opts) {
+    dt_engine *engine = NULL;
+    dt_session *session = NULL;
+    dt_session_options options;
+    dt_stats stats;
+    dt_chat_format format;
+    const char *system;
+    int code = cli_engine_open(&engine, opts);
+    if (code != CLI_OK)
+        return code;
+    const dt_model *model = dt_engine_target(engine);
+    cli_session_options(&options, opts);
+    options.draft = DT_DRAFT_NONE;
+    if (dt_session_open(&session, engine, &options) != DT_OK) {
+        dt_engine_close(engine);
+        return cli_fail_err();
+    }
+    dt_session_stats(session, &stats);
+    const char *chat = "none";
+    if (dt_chat_detect(&format, &system, model->file) == DT_OK)
+        chat = format == DT_CHAT_CHATML ? "chatml" : "llama3";
+    json_t *object = json_object();
+    json_object_set_new(object, "path", report_bytes(opts->target, strlen(opts->target)));
+    json_object_set_new(object, "name", text_of(model->file, "general.name"));
+    json_object_set_new(object, "architecture", json_string(model->config.arch_name));
+    json_object_set_new(object, "gguf_version", json_integer(dt_gguf_version(model->file)));
+    json_object_set_new(
+        object, "file_bytes", json_integer((json_int_t)dt_gguf_file_bytes(model->file)));
+    json_object_set_new(object, "kv_bytes", json_integer((json_int_t)stats.kv_bytes));
+    json_object_set_new(object, "kv_tokens", json_integer(cli_n_ctx(opts, model)));
+    json_object_set_new(object, "sizes", describe_sizes(&model->config));
+    json_object_set_new(object, "tensors", describe_tensors(model->file));
+    json_object_set_new(object, "tokenizer", describe_tokenizer(model));
+    json_object_set_new(object, "chat", json_string(chat));
+    json_object_set_new(object, "numerics", json_string(stats.numerics));
+    json_object_set_new(object, "isa", json_string(dt_engine_isa(engine)));
+    json_object_set_new(object, "threads", json_integer(dt_engine_n_threads(engine)));
+    if (dt_engine_disclaimer(engine)[0])
+        json_object_set_new(object, "disclaimer", json_string(dt_engine_disclaimer(engine)));
+    json_object_set_new(out, "model", object);
+    dt_session_close(session);
+    dt_engine_close(engine);
+    return CLI_OK;
+}
+
+/* ---- as text -------------------------------------------------------------------------------- */
+
+static void print_bytes(int64_t n) {
+    if (n < 1024 * 1024)
+        printf("%.1f KiB", (double)n / 1024.0);
+    else
+        printf("%.1f MiB", (double)n / (1024.0 * 1024.0));
+}
+
+/* "key  value" lines; an object inside is indented, a list stands on one line. */
+static void print_text(const json_t *object, int indent) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)object, key, value) {
+        if (json_is_null(value))
+            continue;
+        printf("%*s%-*s", indent, "", 24 - indent, key);
+        json_t *count = json_object_get(value, "tensors");
+        if (json_is_integer(count)) { /* a line of the histogram of types */
+            printf("%4lld tensors, ", (long long)json_integer_value(count));
+            print_bytes(json_integer_value(json_object_get(value, "bytes")));
+            putchar('\n');
+            continue;
+        }
+        if (json_is_object(value)) {
+            putchar('\n');
+            print_text(value, indent + 2);
+            continue;
+        }
+        size_t i;
+        json_t *item;
+        if (json_is_array(value)) {
+            json_array_foreach(value, i, item) if (json_is_string(item))
+                printf("%s%s", i ? ", " : "", json_string_value(item));
+            else printf("%s%lld", i ? ", " : "", (long long)json_integer_value(item));
+        } else if (json_is_string(value)) {
+            fputs(json_string_value(value), stdout);
+        } else if (json_is_integer(value) && strstr(key, "_bytes")) {
+            print_bytes(json_integer_value(value));
+        } else if (json_is_integer(value)) {
+            printf("%lld", (long long)json_integer_value(value));
+        } else if (json_is_real(value)) {
+            printf("%g", json_real_value(value));
+        } else {
+            fputs(json_is_true(value) ? "yes" : "no", stdout);
+        }
+        putchar('\n');
+    }
+}
+
+int cmd_info(const cli_opts *opts) {
+    json_t *root = json_object();
+    int code = CLI_OK;
+    if (opts->target)
+        code = describe_model(root, opts);
+    if (code == CLI_OK)
+        code = describe_machine(root);
+    if (code == CLI_OK) {
+        if (opts->json)
+            report_json(stdout, root, JSON_INDENT(2));
+        else
+            print_text(root, 0);
+    }
+    json_decref(root);
+    return code;
+}

@@ -1,0 +1,46 @@
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "src/cli/opts.h"
+
+/* A program started with a closed standard stream would see the next file it opens under that
+ * number, and write text into it. What is missing becomes a stream that refuses. */
+static void hold_standard_streams(void) {
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) == -1)
+            (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
+int main(int argc, char **argv) {
+    static int (*const COMMANDS[CLI_N_COMMANDS])(const cli_opts *) = {
+        [CLI_RUN] = cmd_run,
+        [CLI_BENCH] = cmd_bench,
+        [CLI_TOKENIZE] = cmd_tokenize,
+        [CLI_PERPLEXITY] = cmd_perplexity,
+        [CLI_INFO] = cmd_info,
+    };
+    hold_standard_streams();
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, with a message */
+    if (argc < 2)
+        return cli_fail(CLI_USAGE, "no command given; see `dovetail --help`");
+    int code = CLI_OK;
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("dovetail %s\n", DT_VERSION);
+    } else if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+               strcmp(argv[1], "help") == 0) {
+        cli_help();
+    } else {
+        cli_opts opts;
+        code = cli_opts_read(&opts, argc, argv);
+        if (code == CLI_OK && opts.help)
+            cli_help_command(opts.command);
+        else if (code == CLI_OK)
+            code = COMMANDS[opts.command](&opts);
+    }
+    if (code == CLI_OK && (fflush(stdout) != 0 || ferror(stdout)))
+        return cli_fail(CLI_FAILED, "cannot write to standard output");
+    return code;
+}

@@ -1,0 +1,631 @@
+#include "src/cli/opts.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "src/base/mem.h"
+
+static const char *const COMMAND_NAMES[CLI_N_COMMANDS] = {
+    [CLI_RUN] = "run",
+    [CLI_BENCH] = "bench",
+    [CLI_TOKENIZE] = "tokenize",
+    [CLI_PERPLEXITY] = "perplexity",
+    [CLI_INFO] = "info",
+};
+
+static const char *const COMMAND_HELP[CLI_N_COMMANDS] = {
+    [CLI_RUN] = "Writes the model's answer to a prompt.",
+    [CLI_BENCH] = "Measures speed: prompt, answer, answer with a draft.",
+    [CLI_TOKENIZE] = "Prints the token ids of a text as a JSON array.",
+    [CLI_PERPLEXITY] = "Measures how well the model predicts a text.",
+    [CLI_INFO] = "Describes a model file and this machine.",
+};
+
+static const char *const COMMAND_NOTES[CLI_N_COMMANDS] = {
+    [CLI_RUN] =
+        "The prompt is -p TEXT or -f FILE, else it is read from standard input. The answer goes "
+        "to\n"
+        "standard output, everything else to standard error. A draft makes the answer come faster\n"
+        "and never changes it.\n\n"
+        "  dovetail run -m target.gguf -d draft.gguf --chat -p \"What is a ring buffer?\"\n",
+    [CLI_BENCH] =
+        "Each test runs once to warm up and then -r times; the table gives mean and deviation.\n"
+        "pp is the reading of a prompt, tg the writing of an answer to it, one sequence alone.\n"
+        "With -d (or --draft ngram) the answer is written without and with the draft in turn.\n\n"
+        "  dovetail bench -m target.gguf -d draft.gguf\n"
+        "  dovetail bench -m target.gguf --curve 1,2,4,8,16,32\n"
+        "  dovetail bench --ring\n",
+    [CLI_TOKENIZE] = "The text is -p TEXT or -f FILE, else it is read from standard input.\n\n"
+                     "  dovetail tokenize -m target.gguf -p \"Hello\"\n"
+                     "  dovetail tokenize -m target.gguf --decode \"[9707, 11]\"\n",
+    [CLI_PERPLEXITY] = ("The whole text is one window; it must fit the model's context.\n\n"
+                        "  dovetail perplexity -m target.gguf -f text.txt --max-tokens 512\n"),
+    [CLI_INFO] = "Without -m only the machine is described.\n",
+};
+
+/* ---- the table ------------------------------------------------------------------------------ */
+
+enum {
+    IN_RUN = 1 << CLI_RUN,
+    IN_BENCH = 1 << CLI_BENCH,
+    IN_TOKENIZE = 1 << CLI_TOKENIZE,
+    IN_PERPLEXITY = 1 << CLI_PERPLEXITY,
+    IN_INFO = 1 << CLI_INFO,
+    IN_ENGINE = IN_RUN | IN_BENCH | IN_PERPLEXITY | IN_INFO,
+    IN_ALL = (1 << CLI_N_COMMANDS) - 1,
+};
+
+typedef enum opt_kind {
+    OPT_FLAG,   /* bool */
+    OPT_TEXT,   /* const char *, any argument */
+    OPT_PATH,   /* const char *, not the name of an option */
+    OPT_INT,    /* int64_t in min .. max */
+    OPT_NUMBER, /* double in min .. max */
+    OPT_CHOICE, /* int, index into `choices` */
+    OPT_WORD,   /* const char *, one of `choices` */
+    OPT_STOP,   /* appends to stops */
+    OPT_CURVE,  /* int64_t list */
+} opt_kind;
+
+typedef struct opt {
+    unsigned in; /* commands that know it */
+    const char *names[3];
+    opt_kind kind;
+    size_t offset; /* of the field in cli_opts */
+    double min, max;
+    const char *value; /* the value's name in the help, or the choices with | between them */
+    const char *help;
+} opt;
+
+#define FIELD(name) offsetof(cli_opts, name)
+#define HUGE_COUNT 1e9
+
+static const opt OPTIONS[] = {
+    {IN_ALL, {"-m", "--model"}, OPT_PATH, FIELD(target), 0, 0, "FILE",
+        "model file (GGUF) that decides the text: the target"},
+    {IN_RUN | IN_BENCH, {"-d", "--draft-model"}, OPT_PATH, FIELD(draft), 0, 0, "FILE",
+        "smaller model with the same vocabulary that proposes text: the draft"},
+    {IN_RUN | IN_BENCH, {"--draft"}, OPT_CHOICE, FIELD(draft_kind), 0, 0, "auto|model|ngram|none",
+        "where proposals come from: the draft model, repetitions in the text itself, or nowhere "
+        "(auto: the model if -d is given, else ngram; in bench without -d: none)"},
+    {IN_RUN | IN_BENCH | IN_TOKENIZE, {"-p", "--prompt"}, OPT_TEXT, FIELD(prompt), 0, 0, "TEXT",
+        "the prompt"},
+    {IN_RUN | IN_BENCH | IN_TOKENIZE | IN_PERPLEXITY, {"-f", "--file"}, OPT_PATH, FIELD(file), 0, 0,
+        "FILE", "file with the text; - is standard input"},
+    {IN_RUN, {"--jsonl"}, OPT_PATH, FIELD(jsonl), 0, 0, "FILE",
+        "many prompts, one JSON object with \"turns\" or \"prompt\" a line; writes one JSON object "
+        "for each"},
+    {IN_RUN, {"--chat"}, OPT_FLAG, FIELD(chat), 0, 0, NULL,
+        "wrap the prompt in the model's chat template"},
+    {IN_RUN, {"--system"}, OPT_TEXT, FIELD(system), 0, 0, "TEXT",
+        "system prompt for --chat (default: the template's own)"},
+    {IN_RUN, {"-n", "--n-predict"}, OPT_INT, FIELD(n_max), -1, HUGE_COUNT, "N",
+        "tokens to write at most (default -1: until the end or a full context)"},
+    {IN_RUN, {"-c", "--ctx-size"}, OPT_INT, FIELD(n_ctx), 1, 1 << 24, "N",
+        "room for prompt and answer in tokens (default 4096, or what the model was trained on)"},
+    {IN_RUN, {"--stop"}, OPT_STOP, 0, 0, 0, "TEXT",
+        "end the answer where this text appears; may be given up to 16 times"},
+    {IN_RUN, {"--ignore-eos"}, OPT_FLAG, FIELD(ignore_end), 0, 0, NULL,
+        "go on when the model ends its answer"},
+
+    {IN_RUN | IN_BENCH, {"--temp"}, OPT_NUMBER, FIELD(temperature), 0, 100, "T",
+        "temperature: 0 takes the likeliest token, 1 draws as the model says (default 0)"},
+    {IN_RUN | IN_BENCH, {"--seed"}, OPT_INT, FIELD(seed), 0, 9007199254740992.0, "N",
+        "the same seed gives the same text (default: random and printed, when --temp is above 0)"},
+    {IN_RUN, {"--top-k"}, OPT_INT, FIELD(top_k), 0, HUGE_COUNT, "N",
+        "draw from the N likeliest tokens only (default 0: off)"},
+    {IN_RUN, {"--top-p"}, OPT_NUMBER, FIELD(top_p), 0, 1, "P",
+        "draw from the likeliest tokens that together have probability P (default 1: off)"},
+    {IN_RUN, {"--min-p"}, OPT_NUMBER, FIELD(min_p), 0, 1, "P",
+        "leave out tokens below P times the likeliest one's probability (default 0: off)"},
+    {IN_RUN, {"--repeat-penalty"}, OPT_NUMBER, FIELD(repeat_penalty), 0.01, 100, "X",
+        "make recent tokens less likely (default 1: off)"},
+    {IN_RUN, {"--presence-penalty"}, OPT_NUMBER, FIELD(presence_penalty), -100, 100, "X",
+        "subtract X from the logits of recent tokens (default 0: off)"},
+    {IN_RUN, {"--frequency-penalty"}, OPT_NUMBER, FIELD(frequency_penalty), -100, 100, "X",
+        "subtract X for each time a recent token appeared (default 0: off)"},
+    {IN_RUN, {"--penalty-window"}, OPT_INT, FIELD(penalty_window), 0, 1 << 24, "N",
+        "tokens that count as recent (default 64)"},
+
+    {IN_RUN | IN_BENCH, {"--tree"}, OPT_INT, FIELD(tree), 2, DT_TREE_MAX, "N",
+        "tokens checked at once: the last sure one and N - 1 proposals"},
+    {IN_RUN, {"--depth", "--tree-depth"}, OPT_INT, FIELD(tree_depth), 1, DT_STAT_DEPTH_MAX, "N",
+        "longest run of proposals"},
+    {IN_BENCH, {"--tree-depth"}, OPT_INT, FIELD(tree_depth), 1, DT_STAT_DEPTH_MAX, "N",
+        "longest run of proposals"},
+    {IN_RUN | IN_BENCH, {"--topk"}, OPT_INT, FIELD(tree_topk), 1, 16, "N",
+        "alternatives proposed for one position; 1 is a chain"},
+    {IN_RUN | IN_BENCH, {"--no-guard"}, OPT_FLAG, FIELD(no_guard), 0, 0, NULL,
+        "go on drafting even where it measures slower"},
+    {IN_RUN | IN_BENCH, {"--independent-noise"}, OPT_FLAG, FIELD(independent_noise), 0, 0, NULL,
+        "for comparisons: the draft ignores the target's random numbers"},
+    {IN_RUN | IN_BENCH | IN_PERPLEXITY, {"--prefill-batch"}, OPT_INT, FIELD(prefill_batch), 1, 64,
+        "N", "tokens of the prompt read at once"},
+
+    {IN_BENCH, {"--pp"}, OPT_INT, FIELD(pp), 0, 1 << 24, "N",
+        "tokens of the prompt test (default 512, 0: none)"},
+    {IN_BENCH, {"--tg"}, OPT_INT, FIELD(tg), 0, 1 << 24, "N",
+        "tokens of the answer test (default 128, 0: none)"},
+    {IN_BENCH, {"--depth"}, OPT_INT, FIELD(depth), 0, 1 << 24, "N",
+        "tokens in the context before a test (default 0; 256 for --curve)"},
+    {IN_BENCH, {"--curve"}, OPT_CURVE, FIELD(curve), 0, 0, "M,M,...",
+        "time of one pass of the target over M tokens instead of pp and tg"},
+    {IN_BENCH, {"--ring"}, OPT_FLAG, FIELD(ring), 0, 0, NULL,
+        "latency of the ring between two threads instead of pp and tg; needs no model"},
+    {IN_BENCH, {"-r", "--repetitions"}, OPT_INT, FIELD(n_reps), 1, 100000, "N",
+        "repetitions (default 5; 15 for --curve)"},
+    {IN_BENCH, {"-o", "--output"}, OPT_CHOICE, FIELD(table), 0, 0, "md|json",
+        "form of the table (default md)"},
+
+    {IN_TOKENIZE, {"--special"}, OPT_FLAG, FIELD(special), 0, 0, NULL,
+        "names of special tokens in the text become those tokens"},
+    {IN_TOKENIZE | IN_PERPLEXITY, {"--no-bos"}, OPT_FLAG, FIELD(no_bos), 0, 0, NULL,
+        "leave out the start token that some models ask for"},
+    {IN_TOKENIZE, {"--decode"}, OPT_TEXT, FIELD(decode), 0, 0, "IDS",
+        "the other way: print the text of these ids"},
+
+    {IN_PERPLEXITY, {"--ids"}, OPT_PATH, FIELD(ids_file), 0, 0, "FILE",
+        "file with token ids as a JSON array, instead of -f"},
+    {IN_PERPLEXITY, {"--max-tokens"}, OPT_INT, FIELD(max_tokens), 2, HUGE_COUNT, "N",
+        "use the first N tokens of the text"},
+    {IN_PERPLEXITY, {"--logits"}, OPT_PATH, FIELD(logits_file), 0, 0, "FILE",
+        "write the logits of every position: float32, one row of the vocabulary's size each"},
+    {IN_PERPLEXITY | IN_INFO, {"--json"}, OPT_FLAG, FIELD(json), 0, 0, NULL,
+        "print one JSON object"},
+
+    {IN_ENGINE, {"-t", "--threads"}, OPT_INT, FIELD(n_threads), 1, 1024, "N",
+        "threads (default: one per core)"},
+    {IN_ENGINE, {"--isa"}, OPT_WORD, FIELD(isa), 0, 0, "auto|c|avx2|avx512",
+        "instruction set (default auto: the best of this CPU)"},
+    {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas",
+        "how matrices are multiplied (default auto)"},
+    {IN_RUN, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",
+        "figures on standard error after the answer (default text: one line)"},
+    {IN_ALL, {"-h", "--help"}, OPT_FLAG, FIELD(help), 0, 0, NULL, "this help"},
+};
+
+/* ---- messages ------------------------------------------------------------------------------- */
+
+int cli_fail(int code, const char *format, ...) {
+    va_list args;
+    cli_progress_end();
+    fputs("dovetail: ", stderr);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    return code;
+}
+
+int cli_fail_err(void) {
+    return cli_fail(CLI_FAILED, "%s", dt_err_message());
+}
+
+static bool progress_shown;
+
+void cli_progress(const char *what, int64_t done, int64_t total) {
+    static int64_t last_ns;
+    if (total <= 0 || !isatty(STDERR_FILENO))
+        return;
+    int64_t now_ns = dt_time_ns();
+    if (progress_shown && done < total && now_ns - last_ns < 50 * 1000 * 1000)
+        return;
+    last_ns = now_ns;
+    progress_shown = true;
+    fprintf(stderr, "\r\033[K%s %3d%%", what, (int)(100.0 * (double)done / (double)total));
+    fflush(stderr);
+}
+
+void cli_progress_end(void) {
+    if (progress_shown)
+        fputs("\r\033[K", stderr);
+    progress_shown = false;
+}
+
+/* ---- help ----------------------------------------------------------------------------------- */
+
+void cli_help(void) {
+    printf("dovetail %s: runs a language model, with a smaller one ahead of it for speed.\n\n"
+           "usage: dovetail COMMAND [options]\n\ncommands:\n",
+        DT_VERSION);
+    for (int i = 0; i < CLI_N_COMMANDS; i++)
+        printf("  %-12s %s\n", COMMAND_NAMES[i], COMMAND_HELP[i]);
+    printf(
+        "\n`dovetail COMMAND --help` lists the options of a command; `dovetail --version` prints "
+        "the version.\nExit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
+}
+
+/* Wraps `text` at 100 columns behind a margin of `margin` columns; the cursor is at the margin. */
+static void print_wrapped(const char *text, int margin) {
+    int column = margin;
+    while (*text) {
+        int n = (int)strcspn(text, " ");
+        if (column > margin && column + 1 + n > 100) {
+            printf("\n%*s", margin, "");
+            column = margin;
+        } else if (column > margin) {
+            putchar(' ');
+            column++;
+        }
+        printf("%.*s", n, text);
+        column += n;
+        text += n;
+        text += strspn(text, " ");
+    }
+    putchar('\n');
+}
+
+void cli_help_command(cli_command command) {
+    enum { MARGIN = 34 };
+    printf("usage: dovetail %s [options]\n\n%s\n%s\noptions:\n", COMMAND_NAMES[command],
+        COMMAND_HELP[command], COMMAND_NOTES[command]);
+    for (size_t i = 0; i < DT_COUNT(OPTIONS); i++) {
+        const opt *o = &OPTIONS[i];
+        if (!(o->in & (1u << command)))
+            continue;
+        int n = printf("  %s", o->names[0]);
+        for (int j = 1; j < 3 && o->names[j]; j++)
+            n += printf(", %s", o->names[j]);
+        if (o->value)
+            n += printf(" %s", o->value);
+        if (n + 2 > MARGIN)
+            printf("\n%*s", MARGIN, "");
+        else
+            printf("%*s", MARGIN - n, "");
+        print_wrapped(o->help, MARGIN);
+    }
+}
+
+/* ---- parser --------------------------------------------------------------------------------- */
+
+static const opt *find_option(cli_command command, const char *name, size_t n) {
+    for (size_t i = 0; i < DT_COUNT(OPTIONS); i++) {
+        if (!(OPTIONS[i].in & (1u << command)))
+            continue;
+        for (int j = 0; j < 3 && OPTIONS[i].names[j]; j++)
+            if (strlen(OPTIONS[i].names[j]) == n && memcmp(OPTIONS[i].names[j], name, n) == 0)
+                return &OPTIONS[i];
+    }
+    return NULL;
+}
+
+/* The index of `text` among "a|b|c", or -1. */
+static int find_choice(const char *choices, const char *text) {
+    size_t n_text = strlen(text);
+    for (int i = 0;; i++) {
+        size_t n = strcspn(choices, "|");
+        if (n == n_text && memcmp(choices, text, n) == 0)
+            return i;
+        choices += n;
+        if (*choices++ == '\0')
+            return -1;
+    }
+}
+
+/* A number too large for int64 is read as the largest, which every range refuses. */
+static bool read_int(int64_t *out, const char *text) {
+    char *end;
+    *out = strtoll(text, &end, 10);
+    return end != text && *end == '\0' && !isspace((unsigned char)text[0]);
+}
+
+static bool read_number(double *out, const char *text) {
+    char *end;
+    *out = strtod(text, &end);
+    return end != text && *end == '\0' && isfinite(*out) && !isspace((unsigned char)text[0]);
+}
+
+static int read_curve(cli_opts *opts, const char *name, const char *text) {
+    opts->n_curve = 0;
+    while (true) {
+        char *end;
+        errno = 0;
+        long m = strtol(text, &end, 10);
+        if (end == text || errno != 0 || (*end != ',' && *end != '\0'))
+            return cli_fail(
+                CLI_USAGE, "option %s: '%s' is not a list of numbers like 1,2,4", name, text);
+        if (m < 1 || m > DT_TREE_MAX)
+            return cli_fail(
+                CLI_USAGE, "option %s: %ld is out of range, want 1 to %d", name, m, DT_TREE_MAX);
+        if (opts->n_curve == CLI_CURVE_MAX)
+            return cli_fail(CLI_USAGE, "option %s: more than %d values", name, CLI_CURVE_MAX);
+        opts->curve[opts->n_curve++] = m;
+        if (*end == '\0')
+            return CLI_OK;
+        text = end + 1;
+    }
+}
+
+static int set_option(cli_opts *opts, const opt *o, const char *name, const char *value) {
+    void *field = (char *)opts + o->offset;
+    int64_t whole;
+    double number;
+    int choice;
+    switch (o->kind) {
+    case OPT_FLAG:
+        *(bool *)field = true;
+        break;
+    case OPT_TEXT:
+    case OPT_PATH:
+        *(const char **)field = value;
+        break;
+    case OPT_INT:
+        if (!read_int(&whole, value))
+            return cli_fail(CLI_USAGE, "option %s: '%s' is not a whole number", name, value);
+        if ((double)whole < o->min || (double)whole > o->max)
+            return cli_fail(CLI_USAGE, "option %s: %s is out of range, want %.0f to %.0f", name,
+                value, o->min, o->max);
+        *(int64_t *)field = whole;
+        break;
+    case OPT_NUMBER:
+        if (!read_number(&number, value))
+            return cli_fail(CLI_USAGE, "option %s: '%s' is not a number", name, value);
+        if (number < o->min || number > o->max)
+            return cli_fail(CLI_USAGE, "option %s: %s is out of range, want %g to %g", name, value,
+                o->min, o->max);
+        *(double *)field = number;
+        break;
+    case OPT_CHOICE:
+    case OPT_WORD:
+        choice = find_choice(o->value, value);
+        if (choice < 0)
+            return cli_fail(CLI_USAGE, "option %s: '%s' is none of %s", name, value, o->value);
+        if (o->kind == OPT_CHOICE)
+            *(int *)field = choice;
+        else
+            *(const char **)field = value;
+        break;
+    case OPT_STOP:
+        if (opts->n_stops == CLI_STOPS_MAX)
+            return cli_fail(CLI_USAGE, "option %s: given more than %d times", name, CLI_STOPS_MAX);
+        if (value[0] == '\0' || strlen(value) > 256)
+            return cli_fail(CLI_USAGE, "option %s: want a text of 1 to 256 bytes", name);
+        opts->stops[opts->n_stops++] = value;
+        break;
+    case OPT_CURVE:
+        return read_curve(opts, name, value);
+    }
+    return CLI_OK;
+}
+
+static void set_defaults(cli_opts *opts) {
+    dt_sampling sampling;
+    dt_sampling_default(&sampling);
+    *opts = (cli_opts){
+        .n_max = -1,
+        .seed = -1,
+        .temperature = (double)sampling.temperature,
+        .top_k = sampling.top_k,
+        .top_p = (double)sampling.top_p,
+        .min_p = (double)sampling.min_p,
+        .repeat_penalty = (double)sampling.repeat_penalty,
+        .presence_penalty = (double)sampling.presence_penalty,
+        .frequency_penalty = (double)sampling.frequency_penalty,
+        .penalty_window = sampling.penalty_window,
+        .pp = 512,
+        .tg = 128,
+        .depth = -1,
+        .n_reps = -1,
+    };
+}
+
+/* What no single option can see. */
+static int check_together(const cli_opts *opts) {
+    const char *command = COMMAND_NAMES[opts->command];
+    bool needs_model = opts->command != CLI_INFO && !(opts->command == CLI_BENCH && opts->ring);
+    if (needs_model && !opts->target)
+        return cli_fail(
+            CLI_USAGE, "no model given: -m FILE is needed; see `dovetail %s --help`", command);
+    if (opts->draft_kind == DT_DRAFT_MODEL && !opts->draft)
+        return cli_fail(CLI_USAGE, "--draft model needs a draft model: -d FILE");
+    if ((opts->prompt != NULL) + (opts->file != NULL) + (opts->jsonl != NULL) +
+            (opts->ids_file != NULL) + (opts->decode != NULL) >
+        1)
+        return cli_fail(CLI_USAGE, "more than one text is given (%s); see `dovetail %s --help`",
+            opts->command == CLI_RUN          ? "-p, -f, --jsonl"
+            : opts->command == CLI_PERPLEXITY ? "-f, --ids"
+            : opts->command == CLI_TOKENIZE   ? "-p, -f, --decode"
+                                              : "-p, -f",
+            command);
+    if (opts->system && !opts->chat)
+        return cli_fail(CLI_USAGE, "--system needs --chat");
+    return CLI_OK;
+}
+
+int cli_opts_read(cli_opts *out, int argc, char **argv) {
+    int command = 0;
+    while (command < CLI_N_COMMANDS && strcmp(argv[1], COMMAND_NAMES[command]) != 0)
+        command++;
+    if (command == CLI_N_COMMANDS)
+        return cli_fail(CLI_USAGE, "unknown command '%s'; see `dovetail --help`", argv[1]);
+    set_defaults(out);
+    out->command = (cli_command)command;
+    for (int i = 2; i < argc; i++) {
+        const char *arg = argv[i];
+        if (arg[0] != '-' || arg[1] == '\0')
+            return cli_fail(CLI_USAGE, "unexpected argument '%s'; see `dovetail %s --help`", arg,
+                COMMAND_NAMES[command]);
+        size_t n_name = strcspn(arg, "=");
+        const opt *o = find_option(out->command, arg, n_name);
+        if (!o)
+            return cli_fail(CLI_USAGE, "unknown option '%.*s'; see `dovetail %s --help`",
+                (int)n_name, arg, COMMAND_NAMES[command]);
+        char name[32];
+        snprintf(name, sizeof name, "%.*s", (int)n_name, arg);
+        const char *value = arg[n_name] == '=' ? arg + n_name + 1 : NULL;
+        if (o->kind == OPT_FLAG && value)
+            return cli_fail(CLI_USAGE, "option %s takes no value", name);
+        if (o->kind != OPT_FLAG && !value) {
+            const char *next = i + 1 < argc ? argv[i + 1] : NULL;
+            if (!next || (o->kind != OPT_TEXT && o->kind != OPT_STOP &&
+                             find_option(out->command, next, strlen(next))))
+                return cli_fail(CLI_USAGE, "option %s needs a value (%s)", name, o->value);
+            value = next;
+            i++;
+        }
+        int code = set_option(out, o, name, value);
+        if (code != CLI_OK)
+            return code;
+    }
+    return out->help ? CLI_OK : check_together(out);
+}
+
+/* ---- what the options name ------------------------------------------------------------------ */
+
+int cli_read_file(cli_text *out, const char *path) {
+    bool standard = strcmp(path, "-") == 0;
+    FILE *file = standard ? stdin : fopen(path, "rb");
+    *out = (cli_text){NULL, 0};
+    if (!file)
+        return cli_fail(CLI_FAILED, "cannot open %s: %s", path, strerror(errno));
+    size_t room = 0;
+    int code = CLI_OK;
+    while (true) {
+        if (room - out->n_bytes < 2) {
+            room = room ? 2 * room : 65536;
+            char *data = realloc(out->data, room);
+            if (!data) {
+                code = cli_fail(CLI_FAILED, "no memory for %s", path);
+                break;
+            }
+            out->data = data;
+        }
+        size_t n = fread(out->data + out->n_bytes, 1, room - out->n_bytes - 1, file);
+        out->n_bytes += n;
+        if (n == 0)
+            break;
+    }
+    if (code == CLI_OK && ferror(file))
+        code = cli_fail(
+            CLI_FAILED, "cannot read %s: %s", standard ? "standard input" : path, strerror(errno));
+    if (!standard)
+        fclose(file);
+    if (code != CLI_OK) {
+        free(out->data);
+        *out = (cli_text){NULL, 0};
+        return code;
+    }
+    out->data[out->n_bytes] = '\0';
+    return CLI_OK;
+}
+
+int cli_read_prompt(cli_text *out, const cli_opts *opts) {
+    if (opts->prompt) {
+        out->data = strdup(opts->prompt);
+        if (!out->data)
+            return cli_fail(CLI_FAILED, "no memory for the prompt");
+        out->n_bytes = strlen(opts->prompt);
+    } else {
+        const char *path = opts->file ? opts->file : "-";
+        if (!opts->file && isatty(STDIN_FILENO) && isatty(STDERR_FILENO))
+            fputs("Type the text; Ctrl-D on an empty line ends it.\n", stderr);
+        int code = cli_read_file(out, path);
+        if (code != CLI_OK)
+            return code;
+    }
+    if (out->n_bytes == 0) {
+        free(out->data);
+        *out = (cli_text){NULL, 0};
+        return cli_fail(CLI_FAILED, "the %s is empty",
+            opts->command == CLI_RUN || opts->command == CLI_BENCH ? "prompt" : "text");
+    }
+    return CLI_OK;
+}
+
+int cli_encode(int32_t **out, int64_t *n_out, const dt_vocab *vocab, const char *text,
+    size_t n_bytes, bool bos, bool special) {
+    /* A token stands for at least one byte; BOS comes on top. */
+    int64_t n_max = (int64_t)n_bytes + 2;
+    *out = malloc((size_t)n_max * sizeof **out);
+    if (!*out)
+        return cli_fail(CLI_FAILED, "no memory for the text's tokens");
+    if (dt_encode(*out, n_max, n_out, vocab, text, n_bytes, bos, special) != DT_OK) {
+        free(*out);
+        *out = NULL;
+        return cli_fail_err();
+    }
+    return CLI_OK;
+}
+
+int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, const char *what) {
+    int64_t n = 0;
+    *out = malloc((strlen(text) / 2 + 1) * sizeof **out);
+    if (!*out)
+        return cli_fail(CLI_FAILED, "no memory for the ids");
+    const char *at = text + strspn(text, " \t\r\n[");
+    while (*at && *at != ']') {
+        char *end;
+        errno = 0;
+        long id = strtol(at, &end, 10);
+        if (end == at || errno != 0 || !strchr(" \t\r\n,]", *end)) {
+            free(*out);
+            *out = NULL;
+            return cli_fail(CLI_FAILED, "%s: '%.20s' is not a token id", what, at);
+        }
+        if (id < 0 || id >= n_vocab) {
+            free(*out);
+            *out = NULL;
+            return cli_fail(CLI_FAILED, "%s: token id %ld is out of range, want 0 to %d", what, id,
+                n_vocab - 1);
+        }
+        (*out)[n++] = (int32_t)id;
+        at = end + strspn(end, " \t\r\n,");
+    }
+    *n_out = n;
+    return CLI_OK;
+}
+
+static void load_progress(void *arg, const char *what, size_t done, size_t total) {
+    char label[32];
+    (void)arg;
+    snprintf(label, sizeof label, "loading the %s", what);
+    cli_progress(label, (int64_t)done, (int64_t)total);
+}
+
+int cli_engine_open(dt_engine **out, const cli_opts *opts) {
+    bool with_draft = opts->draft_kind == DT_DRAFT_AUTO || opts->draft_kind == DT_DRAFT_MODEL;
+    dt_engine_options options = {
+        .target = opts->target,
+        .draft = with_draft ? opts->draft : NULL,
+        .n_threads = (int)opts->n_threads,
+        .isa = opts->isa,
+        .matmul = opts->matmul,
+        .progress = load_progress,
+    };
+    dt_err err = dt_engine_open(out, &options);
+    cli_progress_end();
+    return err == DT_OK ? CLI_OK : cli_fail_err();
+}
+
+void cli_session_options(dt_session_options *out, const cli_opts *opts) {
+    dt_session_options_default(out);
+    out->n_ctx = (int)opts->n_ctx;
+    dt_sampling *sampling = &out->sampling;
+    sampling->temperature = (float)opts->temperature;
+    sampling->top_k = (int)opts->top_k;
+    sampling->top_p = (float)opts->top_p;
+    sampling->min_p = (float)opts->min_p;
+    sampling->repeat_penalty = (float)opts->repeat_penalty;
+    sampling->presence_penalty = (float)opts->presence_penalty;
+    sampling->frequency_penalty = (float)opts->frequency_penalty;
+    sampling->penalty_window = (int)opts->penalty_window;
+    if (opts->seed >= 0)
+        sampling->seed = (uint64_t)opts->seed;
+    out->draft = (dt_draft_kind)opts->draft_kind;
+    out->tree = (int)opts->tree;
+    out->depth = (int)opts->tree_depth;
+    out->topk = (int)opts->tree_topk;
+    out->guard = !opts->no_guard;
+    out->independent_noise = opts->independent_noise;
+    out->prefill_batch = (int)opts->prefill_batch;
+}
+
+int64_t cli_n_ctx(const cli_opts *opts, const dt_model *model) {
+    return opts->n_ctx > 0 ? opts->n_ctx : DT_MIN(4096, (int64_t)model->config.n_ctx_train);
+}

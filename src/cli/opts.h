@@ -1,0 +1,117 @@
+/* The command line: one table of options is the parser and the help of every command. Also what the
+ * options name: prompts from arguments, files and standard input.
+ *
+ * Plain data, filled once by the main thread. Strings point into argv. */
+#ifndef DT_CLI_OPTS_H
+#define DT_CLI_OPTS_H
+
+#include "src/dovetail.h"
+
+/* Exit codes of the program. */
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
+
+typedef enum cli_command {
+    CLI_RUN,
+    CLI_BENCH,
+    CLI_TOKENIZE,
+    CLI_PERPLEXITY,
+    CLI_INFO,
+    CLI_N_COMMANDS,
+} cli_command;
+
+enum { CLI_STOPS_MAX = 16, CLI_CURVE_MAX = 64 };
+
+typedef enum cli_stats_form { CLI_STATS_TEXT, CLI_STATS_JSON, CLI_STATS_NONE } cli_stats_form;
+typedef enum cli_table_form { CLI_TABLE_MD, CLI_TABLE_JSON } cli_table_form;
+
+typedef struct cli_opts {
+    cli_command command;
+    bool help;
+    /* the models and the machine */
+    const char *target, *draft;
+    int draft_kind; /* dt_draft_kind */
+    int64_t n_threads;
+    const char *isa, *matmul;
+    /* the prompt */
+    const char *prompt, *file, *jsonl, *ids_file, *system;
+    bool chat;
+    /* the answer */
+    int64_t n_max, n_ctx, prefill_batch;
+    const char *stops[CLI_STOPS_MAX];
+    int n_stops;
+    bool ignore_end;
+    /* sampling */
+    double temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
+    int64_t top_k, penalty_window;
+    int64_t seed; /* -1: none given */
+    /* drafting */
+    int64_t tree, tree_depth, tree_topk;
+    bool no_guard, independent_noise;
+    int stats; /* cli_stats_form */
+    /* tokenize */
+    bool special, no_bos;
+    const char *decode;
+    /* perplexity */
+    bool json;
+    const char *logits_file;
+    int64_t max_tokens;
+    /* bench */
+    int64_t pp, tg, depth, n_reps; /* depth and n_reps: -1 if not given */
+    int64_t curve[CLI_CURVE_MAX];
+    int n_curve; /* 0: no curve */
+    bool ring;
+    int table; /* cli_table_form */
+} cli_opts;
+
+/* Reads argv (argv[1] is the command). CLI_OK, or CLI_USAGE after one line on stderr. `--help` and
+ * `--version` of the program itself are the caller's. */
+int cli_opts_read(cli_opts *out, int argc, char **argv);
+
+/* Help for the whole program, or for one command, on stdout. */
+void cli_help(void);
+void cli_help_command(cli_command command);
+
+/* One line on stderr: "dovetail: ...". Returns `code`, so that `return cli_fail(...)` reads well.
+ */
+int cli_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* The same with the library's message of the latest error. */
+int cli_fail_err(void);
+
+/* Any bytes, with a NUL behind them that `n_bytes` does not count; free(data). */
+typedef struct cli_text {
+    char *data;
+    size_t n_bytes;
+} cli_text;
+
+/* The whole file; "-" is standard input. CLI_OK or CLI_FAILED after one line on stderr. */
+int cli_read_file(cli_text *out, const char *path);
+/* The prompt: -p, else -f, else standard input. An empty one is CLI_FAILED. */
+int cli_read_prompt(cli_text *out, const cli_opts *opts);
+
+/* Tokens of a text, free() them. CLI_OK or CLI_FAILED after one line on stderr. */
+int cli_encode(int32_t **out, int64_t *n_out, const dt_vocab *vocab, const char *text,
+    size_t n_bytes, bool bos, bool special);
+
+/* Ids written as a JSON array, or as numbers with blanks or commas between them. free() them. Each
+ * must lie in 0 .. n_vocab - 1. `what` names the source in messages. */
+int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, const char *what);
+
+/* The library's options from those of the command line. Progress goes to stderr if it is a
+ * terminal. */
+int cli_engine_open(dt_engine **out, const cli_opts *opts);
+void cli_session_options(dt_session_options *out, const cli_opts *opts);
+/* What session.n_ctx will be for this model: -c, or the library's default. */
+int64_t cli_n_ctx(const cli_opts *opts, const dt_model *model);
+
+/* A progress line on stderr, drawn only on a terminal; cli_progress_end wipes it. */
+void cli_progress(const char *what, int64_t done, int64_t total);
+void cli_progress_end(void);
+
+/* The commands; each returns the exit code. */
+int cmd_run(const cli_opts *opts);
+int cmd_bench(const cli_opts *opts);
+int cmd_tokenize(const cli_opts *opts);
+int cmd_perplexity(const cli_opts *opts);
+int cmd_info(const cli_opts *opts);
+
+#endif

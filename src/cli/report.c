@@ -1,0 +1,232 @@
+#include "src/cli/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+json_t *report_real(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+/* Length of the UTF-8 character at the start of [s, s + n), 0 if it is not a valid one. */
+static size_t utf8_length(const unsigned char *s, size_t n) {
+    if (s[0] < 0x80)
+        return 1;
+    size_t length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+    if (s[0] < 0xc2 || s[0] > 0xf4 || length > n)
+        return 0;
+    for (size_t i = 1; i < length; i++)
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    bool overlong = (s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xf0 && s[1] < 0x90);
+    bool surrogate = s[0] == 0xed && s[1] >= 0xa0;
+    bool beyond = s[0] == 0xf4 && s[1] >= 0x90;
+    return overlong || surrogate || beyond ? 0 : length;
+}
+
+json_t *report_bytes(const char *bytes, size_t n_bytes) {
+    char *text = malloc(3 * n_bytes + 1);
+    size_t n = 0;
+    if (!text)
+        return json_null();
+    for (size_t i = 0; i < n_bytes;) {
+        size_t length = utf8_length((const unsigned char *)bytes + i, n_bytes - i);
+        if (length > 0) {
+            memcpy(text + n, bytes + i, length);
+            n += length;
+            i += length;
+        } else {
+            memcpy(text + n, "\xef\xbf\xbd", 3);
+            n += 3;
+            i++;
+        }
+    }
+    json_t *value = json_stringn(text, n);
+    free(text);
+    return value;
+}
+
+const char *report_stop_name(dt_stop stop) {
+    switch (stop) {
+    case DT_STOP_END:
+        return "end";
+    case DT_STOP_STRING:
+        return "string";
+    case DT_STOP_BUDGET:
+        return "budget";
+    case DT_STOP_CONTEXT:
+        return "context";
+    case DT_STOP_CALLER:
+        return "interrupt";
+    }
+    return "unknown";
+}
+
+json_t *report_stats(const dt_engine *engine, const dt_stats *stats, dt_stop stop,
+    double load_seconds, json_t *notices) {
+    json_t *root = json_object();
+    json_object_set_new(root, "prompt_tokens", json_integer(stats->n_prompt));
+    json_object_set_new(root, "tokens", json_integer(stats->n_generated));
+    json_object_set_new(root, "steps", json_integer(stats->n_steps));
+    json_object_set_new(root, "drafted", json_integer(stats->n_drafted));
+    json_object_set_new(root, "accepted", json_integer(stats->n_accepted));
+    json_t *at = json_array();
+    int depth = DT_STAT_DEPTH_MAX;
+    while (depth > 0 && stats->accepted_at[depth - 1] == 0)
+        depth--;
+    for (int i = 0; i < depth; i++)
+        json_array_append_new(at, json_integer(stats->accepted_at[i]));
+    json_object_set_new(root, "accepted_per_position", at);
+    json_object_set_new(root, "accepted_off_first_branch", json_integer(stats->n_off_branch));
+    json_object_set_new(root, "late_drafts", json_integer(stats->n_late));
+    json_object_set_new(root, "mean_acceptance_length", report_real(stats->mean_acceptance_length));
+    json_object_set_new(root, "tokens_per_second", report_real(stats->tokens_per_second));
+    json_object_set_new(root, "plain_tokens_per_second",
+        stats->plain_tokens_per_second > 0 ? report_real(stats->plain_tokens_per_second)
+                                           : json_null());
+    json_object_set_new(root, "seconds",
+        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "load", report_real(load_seconds),
+            "prefill", report_real(stats->prefill_seconds), "decode",
+            report_real(stats->decode_seconds), "verify", report_real(stats->verify_seconds),
+            "sample", report_real(stats->sample_seconds), "wait", report_real(stats->wait_seconds),
+            "draft", report_real(stats->draft_seconds)));
+    json_object_set_new(root, "draft",
+        json_pack("{s:s, s:s, s:s}", "source", stats->draft_source, "device", stats->draft_device,
+            "state", stats->draft_state));
+    json_object_set_new(root, "numerics", json_string(stats->numerics));
+    json_object_set_new(root, "seed", json_integer((json_int_t)stats->seed));
+    json_object_set_new(root, "threads", json_integer(dt_engine_n_threads(engine)));
+    json_object_set_new(root, "isa", json_string(dt_engine_isa(engine)));
+    json_object_set_new(root, "kv_bytes", json_integer((json_int_t)stats->kv_bytes));
+    json_object_set_new(root, "stop", json_string(report_stop_name(stop)));
+    json_object_set_new(root, "notices", notices ? notices : json_array());
+    json_object_set_new(root, "version", json_string(DT_VERSION));
+    return root;
+}
+
+void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed) {
+    if (stats->n_generated == 0) {
+        fprintf(out, "no tokens generated\n");
+        return;
+    }
+    fprintf(out, "%.1f tokens/s", stats->tokens_per_second);
+    if (stats->plain_tokens_per_second > 0)
+        fprintf(out, ", %.2f x plain (%.1f)",
+            stats->tokens_per_second / stats->plain_tokens_per_second,
+            stats->plain_tokens_per_second);
+    if (strcmp(stats->draft_source, "none") != 0)
+        fprintf(out, ", %.2f tokens a step, draft %s on %s%s%s", stats->mean_acceptance_length,
+            stats->draft_source, stats->draft_device,
+            strcmp(stats->draft_state, "on") == 0 ? "" : " now ",
+            strcmp(stats->draft_state, "on") == 0 ? "" : stats->draft_state);
+    fprintf(out, "; %lld tokens in %.1f s, prompt of %lld in %.1f s", (long long)stats->n_generated,
+        stats->decode_seconds, (long long)stats->n_prompt, stats->prefill_seconds);
+    if (with_seed)
+        fprintf(out, "; seed %llu", (unsigned long long)stats->seed);
+    fputc('\n', out);
+}
+
+void report_mean(double *mean_out, double *deviation_out, const double *values, int n) {
+    double sum = 0, squares = 0;
+    for (int i = 0; i < n; i++)
+        sum += values[i];
+    double mean = n > 0 ? sum / n : 0;
+    for (int i = 0; i < n; i++)
+        squares += (values[i] - mean) * (values[i] - mean);
+    *mean_out = mean;
+    *deviation_out = n > 1 ? sqrt(squares / (n - 1)) : 0;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double report_quantile(double *values, int n, double quantile) {
+    qsort(values, (size_t)n, sizeof *values, compare_doubles);
+    double at = quantile * (n - 1);
+    int i = (int)at;
+    double right = i + 1 < n ? values[i + 1] : values[i];
+    return values[i] + (at - i) * (right - values[i]);
+}
+
+/* ---- tables --------------------------------------------------------------------------------- */
+
+enum { CELL_BYTES = 160, COLUMNS_MAX = 16 };
+
+static void format_cell(char out[CELL_BYTES], const json_t *row, const report_column *column) {
+    const json_t *value = json_object_get(row, column->key);
+    out[0] = '\0';
+    if (json_is_string(value))
+        snprintf(out, CELL_BYTES, "%s", json_string_value(value));
+    else if (json_is_integer(value))
+        snprintf(out, CELL_BYTES, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+        snprintf(out, CELL_BYTES, "%.*f", column->decimals, json_real_value(value));
+    const json_t *deviation =
+        column->deviation_key ? json_object_get(row, column->deviation_key) : NULL;
+    size_t n = strlen(out);
+    if (n > 0 && json_is_real(deviation))
+        snprintf(out + n, CELL_BYTES - n, " ± %.*f", column->decimals, json_real_value(deviation));
+}
+
+/* Columns on the screen: bytes that do not continue a UTF-8 character. */
+static int text_width(const char *text) {
+    int n = 0;
+    for (; *text; text++)
+        n += ((unsigned char)*text & 0xc0) != 0x80;
+    return n;
+}
+
+static void print_markdown(FILE *out, const json_t *rows, const report_column *columns, int n) {
+    char cell[CELL_BYTES];
+    int width[COLUMNS_MAX];
+    for (int c = 0; c < n; c++) {
+        size_t i_row;
+        json_t *row;
+        width[c] = 0;
+        json_array_foreach(rows, i_row, row) {
+            format_cell(cell, row, &columns[c]);
+            width[c] = DT_MAX(width[c], text_width(cell));
+        }
+        if (width[c] > 0)
+            width[c] = DT_MAX(width[c], text_width(columns[c].title));
+    }
+    for (int line = -2; line < (int)json_array_size(rows); line++) {
+        for (int c = 0; c < n; c++) {
+            bool right = c > 0;
+            if (width[c] == 0)
+                continue;
+            if (line == -1) {
+                fputs(c == 0 ? "|" : " |", out);
+                fputc(' ', out);
+                for (int i = 0; i < width[c] - right; i++)
+                    fputc('-', out);
+                if (right)
+                    fputc(':', out);
+                continue;
+            }
+            if (line == -2)
+                snprintf(cell, sizeof cell, "%s", columns[c].title);
+            else
+                format_cell(cell, json_array_get(rows, (size_t)line), &columns[c]);
+            int pad = width[c] - text_width(cell);
+            fprintf(out, "%s %*s%s%*s", c == 0 ? "|" : " |", right ? pad : 0, "", cell,
+                right ? 0 : pad, "");
+        }
+        fputs(" |\n", out);
+    }
+}
+
+void report_json(FILE *out, const json_t *value, size_t flags) {
+    json_dumpf(value, out, flags | JSON_REAL_PRECISION(9));
+    fputc('\n', out);
+}
+
+void report_table(FILE *out, cli_table_form form, const json_t *rows, const report_column *columns,
+    int n_columns) {
+    if (form == CLI_TABLE_JSON)
+        report_json(out, rows, JSON_INDENT(2));
+    else
+        print_markdown(out, rows, columns, DT_MIN(n_columns, (int)COLUMNS_MAX));
+}

@@ -1,0 +1,47 @@
+/* What the program reports: statistics of an answer as a line or as JSON, tables as Markdown or
+ * JSON. Main thread. */
+#ifndef DT_CLI_REPORT_H
+#define DT_CLI_REPORT_H
+
+#include <jansson.h>
+#include <stdio.h>
+
+#include "src/cli/opts.h"
+
+/* Jansson refuses numbers that are not finite; they become null. */
+json_t *report_real(double value);
+
+/* Bytes as a JSON string; what is not valid UTF-8 becomes U+FFFD. */
+json_t *report_bytes(const char *bytes, size_t n_bytes);
+
+const char *report_stop_name(dt_stop stop);
+
+/* The figures of the session's latest answer. `notices` (a JSON array, may be NULL) is taken over.
+ */
+json_t *report_stats(const dt_engine *engine, const dt_stats *stats, dt_stop stop,
+    double load_seconds, json_t *notices);
+
+/* The same in one line: "42.1 tokens/s, 1.62 x plain (26.0), 3.40 tokens a step, ...". */
+void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed);
+
+/* Mean and sample deviation of n values (0 for n < 2). */
+void report_mean(double *mean_out, double *deviation_out, const double *values, int n);
+/* Sorts `values` and returns the quantile (0.5: median). n > 0. */
+double report_quantile(double *values, int n, double quantile);
+
+/* A column of a Markdown table: the rows are JSON objects, `key` the member shown. Numbers get
+ * `decimals` places and, where `deviation_key` names a member, " ± deviation". */
+typedef struct report_column {
+    const char *title, *key, *deviation_key;
+    int decimals;
+} report_column;
+
+/* Prints an array of objects; JSON shows all members, Markdown the columns (none for a column that
+ * is empty in every row). */
+void report_table(FILE *out, cli_table_form form, const json_t *rows, const report_column *columns,
+    int n_columns);
+
+/* One JSON value and a newline. */
+void report_json(FILE *out, const json_t *value, size_t flags);
+
+#endif
