@@ -20,6 +20,8 @@ typedef enum dt_matmul_way {
  * run is DT_ERR_UNSUPPORTED. `topo` must outlive the device. */
 dt_err dt_cpu_open(dt_cpu **out, const dt_topo *topo, int n_threads, const char *isa);
 void dt_cpu_close(dt_cpu *cpu);
+/* Whether dt_cpu_open would take the name on this CPU. */
+bool dt_cpu_isa_runs(const char *isa);
 int dt_cpu_n_threads(const dt_cpu *cpu);
 const char *dt_cpu_isa(const dt_cpu *cpu);
 

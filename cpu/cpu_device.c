@@ -37,6 +37,12 @@ void dt_cpu_close(dt_cpu *cpu) {
     dt_mem_free(cpu);
 }
 
+bool dt_cpu_isa_runs(const char *name) {
+    dt_isa isa;
+    return !name || strcmp(name, "auto") == 0 ||
+           (dt_isa_parse(&isa, name) == DT_OK && dt_isa_runs(isa));
+}
+
 int dt_cpu_n_threads(const dt_cpu *cpu) {
     return dt_pool_n_threads(cpu->pool);
 }

@@ -1,6 +1,6 @@
 /* AVX2 with FMA and F16C. A line of 16 rows is two vectors; maddubs multiplies and adds pairs to
- * int16, whose sums are kept as wide as they are exact and then go to int32 by madd. Up to 4 rows of
- * activations make a tile: 8 sums, which leave room in the 16 registers for weights and constants. */
+ * int16, whose sums are carried on as long as they are exact and then go to int32 by madd. Up to 4
+ * rows of activations make a tile: 8 sums, which leave registers for weights and constants. */
 #include "cpu/kernels.h"
 
 #include <immintrin.h>
@@ -19,11 +19,7 @@
 #define ROLLED _Pragma("GCC unroll 1")
 #endif
 
-enum {
-    TILE = 4,
-    /* How far ahead of the arithmetic weights are brought into L2, beyond the present panel too. */
-    AHEAD = 6144,
-};
+enum { TILE = 4, NEAR = 1024, FAR = 6144 };
 
 INLINE __m256i load(const uint8_t *p) {
     return _mm256_loadu_si256((const __m256i *)(const void *)p);
@@ -41,8 +37,8 @@ INLINE __m256i two(const int16_t *sums) {
     memcpy(&v, sums, sizeof v);
     return _mm256_set1_epi32(v);
 }
-/* Sums in the order in which they are written: left alone, compilers rearrange them into trees, which
- * keeps all products alive at once and spills them. */
+/* Sums in the order in which they are written: left alone, compilers rearrange them into trees,
+ * which keeps all products alive at once and spills them. */
 INLINE __m256i add16(__m256i a, __m256i b) {
     __m256i sum = _mm256_add_epi16(a, b);
     __asm__("" : "+x"(sum));
@@ -52,12 +48,6 @@ INLINE __m256i add32(__m256i a, __m256i b) {
     __m256i sum = _mm256_add_epi32(a, b);
     __asm__("" : "+x"(sum));
     return sum;
-}
-/* A pointer that the compiler takes for a new one: what it points to is loaded again where it is
- * needed, not kept in registers that there are too few of. */
-INLINE const uint8_t *again(const uint8_t *p) {
-    __asm__("" : "+r"(p));
-    return p;
 }
 /* Half h of 16 half-precision values. */
 INLINE __m256 f16_at(const uint8_t *p, int h) {
@@ -79,6 +69,15 @@ INLINE __m256i second_of(__m256i pairs) {
  * caller to mask. */
 INLINE __m256i shifted(__m256i v, const int n) {
     return n > 0 ? _mm256_slli_epi16(v, n) : n < 0 ? _mm256_srli_epi16(v, -n) : v;
+}
+/* How far ahead of the arithmetic on m rows weights are brought into L2, beyond the present panel
+ * too. On a Zen 4 core (November 2026, AVX-512, huge pages, plain reading 32 GB/s): m = 1 from 1 KB
+ * ahead 28-33 GB/s, from 3 KB 16-30 by chance, from 6 KB 23, as it cuts off the hardware's own
+ * stream. That stream comes too late for more rows: m = 4 from 1 KB 12, from 6 KB 25; m = 8 8 and
+ * 13, which is the speed of the arithmetic. Nor does it find its way in Q3_K, whose blocks are not
+ * read in order (7 and 17), and here in Q5_1 (13 and 30). */
+INLINE int ahead_of(const int m) {
+    return m == 1 ? NEAR : FAR;
 }
 INLINE void fetch(const uint8_t *p, const int n_lines) {
     for (int i = 0; i < n_lines; i++)
@@ -122,16 +121,14 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
     const __m256i nibble = _mm256_set1_epi8(15), bit4 = _mm256_set1_epi8(16);
     tile_rows rows = rows_of(act, row0, m);
     __m256 y[TILE][2];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t][0] = y[t][1] = _mm256_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t][0] = y[t][1] = _mm256_setzero_ps();
     for (int i = 0; i < n_blocks; i++, panel += block_bytes) {
         __m256i whole[TILE][2];
-        UNROLL for (int t = 0; t < m; t++)
-            whole[t][0] = whole[t][1] = _mm256_setzero_si256();
+        UNROLL for (int t = 0; t < m; t++) whole[t][0] = whole[t][1] = _mm256_setzero_si256();
         ROLLED for (int p = 0; p < 4; p++) {
-            const uint8_t *lines = panel + DT_KM_LINES + p * 8 * DT_LINE;
+            const uint8_t *lines = panel + (fifth ? DT_Q5K_LINES : DT_Q4K_LINES) + p * 8 * DT_LINE;
             if (first)
-                fetch(panel + AHEAD + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
+                fetch(panel + ahead_of(m) + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
             UNROLL for (int high = 0; high < 2; high++) {
                 const uint8_t *scale = panel + DT_KM_SCALE + (2 * p + high) * 16;
                 __m256i sum[TILE][2];
@@ -144,11 +141,11 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
                         w[h] = _mm256_and_si256(w[h], nibble);
                         if (!fifth)
                             continue;
-                        __m256i bits = _mm256_srl_epi16(
-                            load(panel + DT_KM_FIFTH + g * DT_LINE + 32 * h),
-                            _mm_cvtsi32_si128(2 * p));
-                        w[h] = _mm256_or_si256(w[h],
-                            _mm256_and_si256(_mm256_slli_epi16(bits, 4 - high), bit4));
+                        __m256i bits =
+                            _mm256_srl_epi16(load(panel + DT_Q5K_FIFTH + g * DT_LINE + 32 * h),
+                                _mm_cvtsi32_si128(2 * p));
+                        w[h] = _mm256_or_si256(
+                            w[h], _mm256_and_si256(_mm256_slli_epi16(bits, 4 - high), bit4));
                     }
                     UNROLL for (int t = 0; t < m; t++) {
                         __m256i q = four(rows.q[t] + 64 * p + 32 * high + 4 * g);
@@ -161,8 +158,8 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
                         continue;
                     UNROLL for (int h = 0; h < 2; h++) {
                         __m256i s = doubled(scale + 8 * h);
-                        UNROLL for (int t = 0; t < m; t++)
-                            whole[t][h] = add32(whole[t][h], _mm256_madd_epi16(sum[t][h], s));
+                        UNROLL for (int t = 0; t < m; t++) whole[t][h] =
+                            add32(whole[t][h], _mm256_madd_epi16(sum[t][h], s));
                     }
                 }
             }
@@ -170,22 +167,21 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
         ROLLED for (int h = 0; h < 2; h++) {
             __m256 d = f16_at(panel, h), dmin = f16_at(panel + DT_KM_DMIN, h);
             __m256i mins[4];
-            UNROLL for (int p = 0; p < 4; p++)
-                mins[p] = _mm256_cvtepu8_epi16(load_half(panel + DT_KM_MIN + p * 32 + 16 * h));
+            UNROLL for (int p = 0; p < 4; p++) mins[p] =
+                _mm256_cvtepu8_epi16(load_half(panel + DT_KM_MIN + p * 32 + 16 * h));
             UNROLL for (int t = 0; t < m; t++) {
                 const int16_t *sums = rows.sum32 + (size_t)t * rows.n32;
                 __m256 dx = _mm256_set1_ps(rows.d[(size_t)t * rows.n_d]);
                 __m256i sub = _mm256_madd_epi16(mins[0], two(sums));
-                UNROLL for (int p = 1; p < 4; p++)
-                    sub = add32(sub, _mm256_madd_epi16(mins[p], two(sums + 2 * p)));
-                y[t][h] = _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(whole[t][h]),
-                    y[t][h]);
-                y[t][h] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(sub),
-                    y[t][h]);
+                UNROLL for (int p = 1; p < 4; p++) sub =
+                    add32(sub, _mm256_madd_epi16(mins[p], two(sums + 2 * p)));
+                y[t][h] =
+                    _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(whole[t][h]), y[t][h]);
+                y[t][h] =
+                    _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(sub), y[t][h]);
             }
         }
-        UNROLL for (int t = 0; t < m; t++)
-            rows.q[t] += 256;
+        UNROLL for (int t = 0; t < m; t++) rows.q[t] += 256;
         rows.sum32 += 8;
         rows.d++;
     }
@@ -201,96 +197,85 @@ INLINE void tile_q5_K(float *out, size_t out_stride, const uint8_t *panel, const
     tile_min_k(out, out_stride, panel, act, row0, m, true, first);
 }
 
-/* ---- Q6_K, Q3_K ---- */
+/* ---- Q6_K ---- */
 
-/* whole = -unit * (the sub-blocks' scales times the sums of their activations): the zero point. */
-INLINE void start_zero(__m256i whole[TILE][2], const uint8_t *pairs, const tile_rows *rows,
-    const int m, const int log2_unit) {
-    UNROLL for (int t = 0; t < m; t++)
-        whole[t][0] = whole[t][1] = _mm256_setzero_si256();
-    UNROLL for (int p = 0; p < 8; p++)
-        UNROLL for (int h = 0; h < 2; h++) {
-            __m256i s = _mm256_cvtepi8_epi16(load_half(pairs + p * 32 + 16 * h));
-            UNROLL for (int t = 0; t < m; t++)
-                whole[t][h] = add32(whole[t][h],
-                    _mm256_madd_epi16(s, two(rows->sum16 + (size_t)t * rows->n16 + 2 * p)));
-        }
-    UNROLL for (int t = 0; t < m; t++)
-        UNROLL for (int h = 0; h < 2; h++)
-            whole[t][h] = _mm256_sub_epi32(_mm256_setzero_si256(),
-                _mm256_slli_epi32(whole[t][h], log2_unit));
+/* Two groups of a sub-block: 2 pairs of 6-bit weights stay in int16 (63 * 127 * 2 * 2 = 32004). */
+INLINE __m256i scaled_groups(
+    __m256i sum, __m256i w0, __m256i w1, __m256i q0, __m256i q1, __m256i scale) {
+    __m256i pair = add16(_mm256_maddubs_epi16(w0, q0), _mm256_maddubs_epi16(w1, q1));
+    return add32(sum, _mm256_madd_epi16(pair, scale));
 }
 
-/* y += d dx (float)whole; on to the next super-block. */
-INLINE void end_block(__m256 y[TILE][2], __m256i whole[TILE][2], const uint8_t *d, tile_rows *rows,
-    const int m) {
-    UNROLL for (int t = 0; t < m; t++) {
-        __m256 dx = _mm256_set1_ps(rows->d[(size_t)t * rows->n_d]);
-        UNROLL for (int h = 0; h < 2; h++)
-            y[t][h] = _mm256_fmadd_ps(_mm256_mul_ps(f16_at(d, h), dx),
-                _mm256_cvtepi32_ps(whole[t][h]), y[t][h]);
-        rows->q[t] += 256;
-    }
-    rows->sum16 += 16;
-    rows->d++;
-}
-
-/* int16 holds 2 pairs of 6-bit weights (63 * 127 * 2 * 2 = 32004): half a sub-block. */
+/* The sums are scaled all the time, so one half of the lines at a time: whole sums, unpacked
+ * weights and scales then have registers. */
 INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
     int row0, const int m, const bool first) {
     const int n_blocks = act->k / 256;
     const __m256i nibble = _mm256_set1_epi8(15), bits45 = _mm256_set1_epi8(0x30);
     tile_rows rows = rows_of(act, row0, m);
     __m256 y[TILE][2];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t][0] = y[t][1] = _mm256_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t][0] = y[t][1] = _mm256_setzero_ps();
     for (int i = 0; i < n_blocks; i++) {
         const uint8_t *body = dt_pair_body(panel, DT_Q6K_BODY, i);
-        __m256i whole[TILE][2];
-        start_zero(whole, body, &rows, m, 5);
-        /* n: halves of the super-block; e: the first or second sub-block of each run of 32 weights;
-         * f: nibble lines from 0 or from 8, which hold runs f (low) and 2 + f (high). */
-        ROLLED for (int nef = 0; nef < 8; nef++) {
-            const int n = nef / 4, e = nef / 2 % 2, f = nef % 2;
-            const uint8_t *lines = body + DT_Q6K_LINES + (16 * n + 8 * f + 4 * e) * DT_LINE;
-            const uint8_t *bits = body + DT_Q6K_HIGH + (8 * n + 4 * e) * DT_LINE;
-            const __m128i field = _mm_cvtsi32_si128(2 * f), word = _mm_cvtsi32_si128(16 * e);
-            if (first)
-                fetch(body + AHEAD + nef * 7 * DT_LINE, 7);
-            UNROLL for (int high = 0; high < 2; high++) {
-                const uint8_t *pairs = body + (4 * n + 2 * high + f) * 32;
-                UNROLL for (int g = 0; g < 4; g += 2) {
-                    __m256i w[2][2], s[2];
-                    UNROLL for (int c = 0; c < 2; c++)
-                        UNROLL for (int h = 0; h < 2; h++) {
-                            __m256i b = load(bits + (g + c) * DT_LINE + 32 * h);
-                            __m256i l = load(lines + (g + c) * DT_LINE + 32 * h);
-                            b = _mm256_srl_epi16(shifted(b, high ? 0 : 4), field);
-                            w[c][h] = _mm256_or_si256(
-                                _mm256_and_si256(shifted(l, -4 * high), nibble),
-                                _mm256_and_si256(b, bits45));
+        ROLLED for (int h = 0; h < 2; h++) {
+            const uint8_t *half = body + 32 * h; /* of every line */
+            __m256i sum[TILE];
+            /* The zero point, -32 in every weight. */
+            UNROLL for (int t = 0; t < m; t++) sum[t] = _mm256_setzero_si256();
+            UNROLL for (int p = 0; p < 8; p++) {
+                __m256i pairs = _mm256_cvtepi8_epi16(load_half(body + p * 32 + 16 * h));
+                UNROLL for (int t = 0; t < m; t++) sum[t] = add32(sum[t],
+                    _mm256_madd_epi16(pairs, two(rows.sum16 + (size_t)t * rows.n16 + 2 * p)));
+            }
+            UNROLL for (int t = 0; t < m; t++) sum[t] =
+                _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sum[t], 5));
+            /* e: the first or second sub-block of each run of 32 weights; f: nibble lines of runs f
+             * (low) and 2 + f (high); g: groups in twos. */
+            for (int n = 0; n < 2; n++)
+                UNROLL for (int ef = 0; ef < 4; ef++) {
+                    const int e = ef / 2, f = ef % 2;
+                    const uint8_t *bits = half + DT_Q6K_LINES + (2 * n + e) * DT_Q6K_PART;
+                    const uint8_t *lines = bits + DT_Q6K_NIBBLES + 4 * f * DT_LINE;
+                    const uint8_t *pairs = body + (4 * n + f) * 32 + 16 * h;
+                    __m256i s0 = _mm256_cvtepi8_epi16(load_half(pairs));
+                    __m256i s1 = _mm256_cvtepi8_epi16(load_half(pairs + 64));
+                    s0 = e ? second_of(s0) : first_of(s0);
+                    s1 = e ? second_of(s1) : first_of(s1);
+                    if (first && h == 0)
+                        fetch(body + ahead_of(m) + (4 * n + ef) * 7 * DT_LINE, 7);
+                    UNROLL for (int g = 0; g < 4; g += 2) {
+                        __m256i w0[2], w1[2];
+                        UNROLL for (int c = g; c < g + 2; c++) {
+                            __m256i l = load(lines + c * DT_LINE), b = load(bits + c * DT_LINE);
+                            w0[c - g] = _mm256_or_si256(_mm256_and_si256(l, nibble),
+                                _mm256_and_si256(shifted(b, 4 - 2 * f), bits45));
+                            w1[c - g] =
+                                _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(l, 4), nibble),
+                                    _mm256_and_si256(shifted(b, -2 * f), bits45));
                         }
-                    UNROLL for (int h = 0; h < 2; h++)
-                        s[h] = first_of(_mm256_srl_epi32(
-                            _mm256_cvtepi8_epi16(load_half(pairs + 16 * h)), word));
-                    UNROLL for (int t = 0; t < m; t++) {
-                        const int8_t *q = rows.q[t] + 128 * n + 64 * high + 32 * f + 16 * e + 4 * g;
-                        __m256i q0 = four(q), q1 = four(q + 4);
-                        UNROLL for (int h = 0; h < 2; h++) {
-                            __m256i part = add16(_mm256_maddubs_epi16(w[0][h], q0),
-                                _mm256_maddubs_epi16(w[1][h], q1));
-                            whole[t][h] = add32(whole[t][h], _mm256_madd_epi16(part, s[h]));
+                        UNROLL for (int t = 0; t < m; t++) {
+                            const int8_t *q = rows.q[t] + 128 * n + 32 * f + 16 * e + 4 * g;
+                            sum[t] = scaled_groups(sum[t], w0[0], w0[1], four(q), four(q + 4), s0);
+                            sum[t] =
+                                scaled_groups(sum[t], w1[0], w1[1], four(q + 64), four(q + 68), s1);
                         }
                     }
-                    lines = again(lines);
-                    bits = again(bits);
                 }
+            __m256 d = f16_at(dt_pair_d(panel, DT_Q6K_BODY, i), h);
+            UNROLL for (int t = 0; t < m; t++) {
+                __m256 dx = _mm256_set1_ps(rows.d[(size_t)t * rows.n_d]);
+                y[t][h] =
+                    _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(sum[t]), y[t][h]);
             }
         }
-        end_block(y, whole, dt_pair_d(panel, DT_Q6K_BODY, i), &rows, m);
+        UNROLL for (int t = 0; t < m; t++) rows.q[t] += 256;
+        rows.sum16 += 16;
+        rows.d++;
     }
     store_tile(out, out_stride, y, m);
 }
+
+/* ---- Q3_K ---- */
 
 /* A whole sub-block of 4 groups stays in int16 (7 * 127 * 2 * 4 = 7112). */
 INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
@@ -299,29 +284,38 @@ INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const
     const __m256i two_bits = _mm256_set1_epi8(3), bit2 = _mm256_set1_epi8(4);
     tile_rows rows = rows_of(act, row0, m);
     __m256 y[TILE][2];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t][0] = y[t][1] = _mm256_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t][0] = y[t][1] = _mm256_setzero_ps();
     for (int i = 0; i < n_blocks; i++) {
         const uint8_t *body = dt_pair_body(panel, DT_Q3K_BODY, i);
         __m256i whole[TILE][2];
-        start_zero(whole, body, &rows, m, 2);
+        /* The zero point, -4 in every weight. */
+        UNROLL for (int t = 0; t < m; t++) whole[t][0] = whole[t][1] = _mm256_setzero_si256();
+        UNROLL for (int p = 0; p < 8; p++) UNROLL for (int h = 0; h < 2; h++) {
+            __m256i s = _mm256_cvtepi8_epi16(load_half(body + p * 32 + 16 * h));
+            UNROLL for (int t = 0; t < m; t++) whole[t][h] = add32(
+                whole[t][h], _mm256_madd_epi16(s, two(rows.sum16 + (size_t)t * rows.n16 + 2 * p)));
+        }
+        UNROLL for (int t = 0; t < m; t++) UNROLL for (int h = 0; h < 2; h++) whole[t][h] =
+            _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(whole[t][h], 2));
         ROLLED for (int j = 0; j < 8; j++) { /* runs of 32 weights: two sub-blocks */
             const uint8_t *lines = body + DT_Q3K_LINES + (8 * (j / 4)) * DT_LINE;
             const __m128i low_shift = _mm_cvtsi32_si128(2 * (j % 4));
             const __m128i third_shift = _mm_cvtsi32_si128(j);
             if (first)
-                fetch(body + AHEAD + j * 4 * DT_LINE, 4);
+                fetch(body + FAR + j * 4 * DT_LINE, 4);
             UNROLL for (int e = 0; e < 2; e++) {
                 __m256i sum[TILE][2];
                 UNROLL for (int g = 4 * e; g < 4 * e + 4; g++) {
                     __m256i w[2];
                     UNROLL for (int h = 0; h < 2; h++) {
-                        __m256i low = _mm256_srl_epi16(load(lines + g * DT_LINE + 32 * h),
-                            low_shift);
-                        __m256i third = _mm256_slli_epi16(_mm256_srl_epi16(
-                            load(body + DT_Q3K_THIRD + g * DT_LINE + 32 * h), third_shift), 2);
-                        w[h] = _mm256_or_si256(_mm256_and_si256(low, two_bits),
-                            _mm256_and_si256(third, bit2));
+                        __m256i low =
+                            _mm256_srl_epi16(load(lines + g * DT_LINE + 32 * h), low_shift);
+                        __m256i third = _mm256_slli_epi16(
+                            _mm256_srl_epi16(
+                                load(body + DT_Q3K_THIRD + g * DT_LINE + 32 * h), third_shift),
+                            2);
+                        w[h] = _mm256_or_si256(
+                            _mm256_and_si256(low, two_bits), _mm256_and_si256(third, bit2));
                     }
                     UNROLL for (int t = 0; t < m; t++) {
                         __m256i q = four(rows.q[t] + 32 * j + 4 * g);
@@ -334,12 +328,20 @@ INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const
                 UNROLL for (int h = 0; h < 2; h++) {
                     __m256i s = _mm256_cvtepi8_epi16(load_half(body + j * 32 + 16 * h));
                     s = e ? second_of(s) : first_of(s);
-                    UNROLL for (int t = 0; t < m; t++)
-                        whole[t][h] = add32(whole[t][h], _mm256_madd_epi16(sum[t][h], s));
+                    UNROLL for (int t = 0; t < m; t++) whole[t][h] =
+                        add32(whole[t][h], _mm256_madd_epi16(sum[t][h], s));
                 }
             }
         }
-        end_block(y, whole, dt_pair_d(panel, DT_Q3K_BODY, i), &rows, m);
+        const uint8_t *d = dt_pair_d(panel, DT_Q3K_BODY, i);
+        UNROLL for (int t = 0; t < m; t++) {
+            __m256 dx = _mm256_set1_ps(rows.d[(size_t)t * rows.n_d]);
+            UNROLL for (int h = 0; h < 2; h++) y[t][h] = _mm256_fmadd_ps(
+                _mm256_mul_ps(f16_at(d, h), dx), _mm256_cvtepi32_ps(whole[t][h]), y[t][h]);
+            rows.q[t] += 256;
+        }
+        rows.sum16 += 16;
+        rows.d++;
     }
     store_tile(out, out_stride, y, m);
 }
@@ -348,8 +350,8 @@ INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const
 
 typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 } form;
 
-/* A block's sum of products, but for the zero point. int16 holds a whole block of 4-bit weights, half
- * a block of 5-bit ones. */
+/* A block's sum of products, but for the zero point. int16 holds a whole block of 4-bit weights,
+ * half a block of 5-bit ones. */
 INLINE void sum_nibbles(__m256i sum[TILE][2], const uint8_t *lines, const tile_rows *rows,
     const int m, const bool fifth) {
     const __m256i nibble = _mm256_set1_epi8(15), bit4 = _mm256_set1_epi8(16);
@@ -362,8 +364,9 @@ INLINE void sum_nibbles(__m256i sum[TILE][2], const uint8_t *lines, const tile_r
                 w[h] = load(lines + g * DT_LINE + 32 * h);
                 w[h] = _mm256_and_si256(shifted(w[h], -4 * high), nibble);
                 if (fifth)
-                    w[h] = _mm256_or_si256(w[h], _mm256_and_si256(shifted(
-                        load(lines + DT_Q50_FIFTH + 32 * h), 4 - g - 4 * high), bit4));
+                    w[h] = _mm256_or_si256(w[h],
+                        _mm256_and_si256(
+                            shifted(load(lines + DT_Q50_FIFTH + 32 * h), 4 - g - 4 * high), bit4));
             }
             UNROLL for (int t = 0; t < m; t++) {
                 __m256i q = four(rows->q[t] + 16 * high + 4 * g);
@@ -375,17 +378,16 @@ INLINE void sum_nibbles(__m256i sum[TILE][2], const uint8_t *lines, const tile_r
         }
         if (!fifth && !high)
             continue;
-        UNROLL for (int t = 0; t < m; t++)
-            UNROLL for (int h = 0; h < 2; h++) {
-                __m256i wide = _mm256_madd_epi16(part[t][h], ones);
-                sum[t][h] = fifth && high ? add32(sum[t][h], wide) : wide;
-            }
+        UNROLL for (int t = 0; t < m; t++) UNROLL for (int h = 0; h < 2; h++) {
+            __m256i wide = _mm256_madd_epi16(part[t][h], ones);
+            sum[t][h] = fifth && high ? add32(sum[t][h], wide) : wide;
+        }
     }
 }
 
 /* Signed bytes: |w| times q with w's sign, so that -128 stays exact: 128 * 127 * 2 fits int16. */
-INLINE void sum_bytes(__m256i sum[TILE][2], const uint8_t *lines, const tile_rows *rows,
-    const int m) {
+INLINE void sum_bytes(
+    __m256i sum[TILE][2], const uint8_t *lines, const tile_rows *rows, const int m) {
     const __m256i ones = _mm256_set1_epi16(1);
     UNROLL for (int g = 0; g < 8; g++) {
         __m256i w[2], size[2];
@@ -407,24 +409,24 @@ INLINE void sum_bytes(__m256i sum[TILE][2], const uint8_t *lines, const tile_row
 INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
     int row0, const int m, const form type, const bool first) {
     const bool has_min = type == Q4_1 || type == Q5_1;
-    const int body_bytes = type == Q4_0 ? DT_Q40_BODY : type == Q5_0 ? DT_Q50_BODY
-        : type == Q8_0                  ? DT_Q80_BODY
-        : type == Q4_1                  ? DT_Q41_BYTES
-                                        : DT_Q51_BYTES;
+    const int body_bytes = type == Q4_0   ? DT_Q40_BODY
+                           : type == Q5_0 ? DT_Q50_BODY
+                           : type == Q8_0 ? DT_Q80_BODY
+                           : type == Q4_1 ? DT_Q41_BYTES
+                                          : DT_Q51_BYTES;
     const int z = type == Q4_0 ? -8 : type == Q5_0 ? -16 : 0;
     const int n_blocks = act->k / 32;
     tile_rows rows = rows_of(act, row0, m);
     __m256 y[TILE][2];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t][0] = y[t][1] = _mm256_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t][0] = y[t][1] = _mm256_setzero_ps();
     for (int i = 0; i < n_blocks; i++) {
-        const uint8_t *d_place = has_min ? panel + (size_t)i * (size_t)body_bytes
-                                         : dt_pair_d(panel, body_bytes, i);
-        const uint8_t *lines = has_min ? d_place + DT_Q41_LINES
-                                       : dt_pair_body(panel, body_bytes, i);
+        const uint8_t *d_place =
+            has_min ? panel + (size_t)i * (size_t)body_bytes : dt_pair_d(panel, body_bytes, i);
+        const uint8_t *lines =
+            has_min ? d_place + DT_Q41_LINES : dt_pair_body(panel, body_bytes, i);
         __m256i sum[TILE][2];
         if (first)
-            fetch(lines + AHEAD, body_bytes / DT_LINE + 1);
+            fetch(lines + (type == Q5_1 ? FAR : ahead_of(m)), body_bytes / DT_LINE + !has_min);
         if (type == Q8_0)
             sum_bytes(sum, lines, &rows, m);
         else
@@ -437,11 +439,11 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
             UNROLL for (int h = 0; h < 2; h++) {
                 if (z)
                     sum[t][h] = add32(sum[t][h], start);
-                y[t][h] = _mm256_fmadd_ps(_mm256_mul_ps(f16_at(d_place, h), dx),
-                    _mm256_cvtepi32_ps(sum[t][h]), y[t][h]);
+                y[t][h] = _mm256_fmadd_ps(
+                    _mm256_mul_ps(f16_at(d_place, h), dx), _mm256_cvtepi32_ps(sum[t][h]), y[t][h]);
                 if (has_min)
-                    y[t][h] = _mm256_fmadd_ps(_mm256_mul_ps(f16_at(d_place + DT_Q41_M, h), dx), s,
-                        y[t][h]);
+                    y[t][h] = _mm256_fmadd_ps(
+                        _mm256_mul_ps(f16_at(d_place + DT_Q41_M, h), dx), s, y[t][h]);
             }
             rows.q[t] += 32;
         }
@@ -475,14 +477,13 @@ INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, cons
     }
     for (int i = 0; i < act->k; i++, panel += line_bytes) {
         if (first)
-            fetch(panel + AHEAD, 1);
+            fetch(panel + ahead_of(m), 1);
         __m256 w[2];
-        UNROLL for (int h = 0; h < 2; h++)
-            w[h] = type == DT_TYPE_F32 ? _mm256_loadu_ps((const float *)(const void *)panel + 8 * h)
-                : type == DT_TYPE_F16
-                ? f16_at(panel, h)
-                : _mm256_castsi256_ps(_mm256_slli_epi32(
-                      _mm256_cvtepu16_epi32(load_half(panel + 16 * h)), 16));
+        UNROLL for (int h = 0; h < 2; h++) w[h] =
+            type == DT_TYPE_F32   ? _mm256_loadu_ps((const float *)(const void *)panel + 8 * h)
+            : type == DT_TYPE_F16 ? f16_at(panel, h)
+                                  : _mm256_castsi256_ps(_mm256_slli_epi32(
+                                        _mm256_cvtepu16_epi32(load_half(panel + 16 * h)), 16));
         UNROLL for (int t = 0; t < m; t++) {
             __m256 v = _mm256_set1_ps(x[t][i]);
             y[t][0] = _mm256_fmadd_ps(w[0], v, y[t][0]);
@@ -549,10 +550,10 @@ static void quantise_avx2(dt_act *act, int i_row, const float *x) {
     for (int i = 0; i < k; i += block) {
         __m256i most = _mm256_setzero_si256();
         for (int j = 0; j < block; j += 8)
-            most = _mm256_max_epi32(most,
-                _mm256_and_si256(load((const uint8_t *)(x + i + j)), magnitude));
-        __m128i top = _mm_max_epi32(_mm256_castsi256_si128(most),
-            _mm256_extracti128_si256(most, 1));
+            most = _mm256_max_epi32(
+                most, _mm256_and_si256(load((const uint8_t *)(x + i + j)), magnitude));
+        __m128i top =
+            _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
         top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0x4e));
         top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0xb1));
         uint32_t largest = (uint32_t)_mm_cvtsi128_si32(top);
@@ -570,16 +571,17 @@ static void quantise_avx2(dt_act *act, int i_row, const float *x) {
         __m256 r = _mm256_set1_ps(127.0f / a);
         for (int j = i; j < i + block; j += 32) {
             __m256i v[4];
-            UNROLL for (int c = 0; c < 4; c++)
-                v[c] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + j + 8 * c), r));
-            __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]),
-                _mm256_packs_epi32(v[2], v[3]));
+            UNROLL for (int c = 0; c < 4; c++) v[c] =
+                _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + j + 8 * c), r));
+            __m256i bytes =
+                _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
             bytes = _mm256_permutevar8x32_epi32(bytes, order);
             _mm256_storeu_si256((__m256i *)(void *)(q + j), bytes);
             /* Sums of 8 bytes, each too large by 128. */
             __m256i sums = _mm256_sad_epu8(_mm256_xor_si256(bytes, flip), _mm256_setzero_si256());
             sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
-            int s0 = _mm256_extract_epi32(sums, 0) - 2048, s1 = _mm256_extract_epi32(sums, 4) - 2048;
+            int s0 = _mm256_extract_epi32(sums, 0) - 2048;
+            int s1 = _mm256_extract_epi32(sums, 4) - 2048;
             sum32[j / 32] = (int16_t)(s0 + s1);
             if (sum16) {
                 sum16[j / 16] = (int16_t)s0;

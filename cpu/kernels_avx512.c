@@ -1,6 +1,7 @@
 /* AVX-512 with VNNI. A vector is a line: 16 rows of 4 weights; an activation group is broadcast to
  * all lanes. Up to 8 rows of activations make a tile that shares the unpacked weights; the loops
- * over `m` are unrolled into registers. */
+ * over `m` are unrolled into registers. Quantising stays with AVX2, which is
+ * the faster at it. */
 #include "cpu/kernels.h"
 
 #include <immintrin.h>
@@ -17,19 +18,10 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-enum {
-    TILE = 8,
-    /* How far ahead of the arithmetic weights are brought into L2, beyond the present panel too. */
-    AHEAD = 6144,
-};
+enum { TILE = 8, NEAR = 1024, FAR = 6144 };
 
 INLINE __m512i load(const uint8_t *p) {
     return _mm512_loadu_si512(p);
-}
-INLINE __m512i four(const int8_t *q) {
-    int32_t v;
-    memcpy(&v, q, sizeof v);
-    return _mm512_set1_epi32(v);
 }
 /* sum + the 4 products of each lane of w (unsigned) and the group at q. gcc 12 would load the group
  * into a register of its own first: one instruction in two. */
@@ -52,17 +44,25 @@ INLINE __m512i unsigned_pairs(const uint8_t *p) {
 INLINE __m512i signed_pairs(const uint8_t *p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
-/* a where mask has ones, else b; a | (b & mask). */
-INLINE __m512i choose(__m512i mask, __m512i a, __m512i b) {
-    return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
-}
+/* a | (b & mask) */
 INLINE __m512i or_masked(__m512i a, __m512i b, __m512i mask) {
     return _mm512_ternarylogic_epi32(a, b, mask, 0xf8);
 }
 /* Bytes shifted left (or right, n < 0); bits that cross from one byte into the next are for the
  * caller to mask. */
 INLINE __m512i shifted(__m512i v, const int n) {
-    return n > 0 ? _mm512_slli_epi16(v, (unsigned)n) : n < 0 ? _mm512_srli_epi16(v, (unsigned)-n) : v;
+    return n > 0   ? _mm512_slli_epi16(v, (unsigned)n)
+           : n < 0 ? _mm512_srli_epi16(v, (unsigned)-n)
+                   : v;
+}
+/* How far ahead of the arithmetic on m rows weights are brought into L2, beyond the present panel
+ * too. On a Zen 4 core (November 2026, AVX-512, huge pages, plain reading 32 GB/s): m = 1 from 1 KB
+ * ahead 28-33 GB/s, from 3 KB 16-30 by chance, from 6 KB 23, as it cuts off the hardware's own
+ * stream. That stream comes too late for more rows: m = 4 from 1 KB 12, from 6 KB 25; m = 8 8 and
+ * 13, which is the speed of the arithmetic. Nor does it find its way in Q3_K, whose blocks are not
+ * read in order: 8 and 22. */
+INLINE int ahead_of(const int m) {
+    return m == 1 ? NEAR : FAR;
 }
 INLINE void fetch(const uint8_t *p, const int n_lines) {
     for (int i = 0; i < n_lines; i++)
@@ -101,8 +101,7 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
     const __m512i nibble = _mm512_set1_epi8(15), bit4 = _mm512_set1_epi8(16);
     tile_rows rows = rows_of(act, row0, m);
     __m512 y[TILE];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t] = _mm512_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_setzero_ps();
     for (int i = 0; i < n_blocks; i++, panel += block_bytes) {
         __m512 whole[TILE];
         __m512i whole_int[TILE];
@@ -112,17 +111,16 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
         }
         for (int half = 0; half < 2; half++) {
             __m512 part[TILE];
-            UNROLL for (int t = 0; t < m; t++)
-                part[t] = _mm512_setzero_ps();
+            UNROLL for (int t = 0; t < m; t++) part[t] = _mm512_setzero_ps();
             UNROLL for (int pp = 0; pp < 2; pp++) {
                 const int p = 2 * half + pp;
-                const uint8_t *lines = panel + DT_KM_LINES + p * 8 * DT_LINE;
-                const uint8_t *bits = panel + DT_KM_FIFTH;
+                const uint8_t *lines =
+                    panel + (fifth ? DT_Q5K_LINES : DT_Q4K_LINES) + p * 8 * DT_LINE;
+                const uint8_t *bits = panel + DT_Q5K_FIFTH;
                 __m512i low[TILE], high[TILE];
                 if (first)
-                    fetch(panel + AHEAD + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
-                UNROLL for (int t = 0; t < m; t++)
-                    low[t] = high[t] = _mm512_setzero_si512();
+                    fetch(panel + ahead_of(m) + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
+                UNROLL for (int t = 0; t < m; t++) low[t] = high[t] = _mm512_setzero_si512();
                 UNROLL for (int g = 0; g < 8; g++) {
                     __m512i w = load(lines + g * DT_LINE);
                     __m512i w0 = _mm512_and_si512(w, nibble);
@@ -154,19 +152,17 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
                 }
             }
             if (!fifth)
-                UNROLL for (int t = 0; t < m; t++)
-                    whole[t] = _mm512_add_ps(whole[t], part[t]);
+                UNROLL for (int t = 0; t < m; t++) whole[t] = _mm512_add_ps(whole[t], part[t]);
         }
         __m512 d = halves(panel), dmin = halves(panel + DT_KM_DMIN);
         __m512i mins[4];
-        UNROLL for (int p = 0; p < 4; p++)
-            mins[p] = unsigned_pairs(panel + DT_KM_MIN + p * 32);
+        UNROLL for (int p = 0; p < 4; p++) mins[p] = unsigned_pairs(panel + DT_KM_MIN + p * 32);
         UNROLL for (int t = 0; t < m; t++) {
             const int16_t *sums = rows.sum32 + (size_t)t * rows.n32;
             __m512 dx = _mm512_set1_ps(rows.d[(size_t)t * rows.n_d]);
             __m512i sub = _mm512_setzero_si512();
-            UNROLL for (int p = 0; p < 4; p++)
-                sub = _mm512_dpwssd_epi32(sub, mins[p], two(sums + 2 * p));
+            UNROLL for (int p = 0; p < 4; p++) sub =
+                _mm512_dpwssd_epi32(sub, mins[p], two(sums + 2 * p));
             if (fifth)
                 whole[t] = _mm512_cvtepi32_ps(whole_int[t]);
             y[t] = _mm512_fmadd_ps(_mm512_mul_ps(d, dx), whole[t], y[t]);
@@ -176,8 +172,7 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
         rows.sum32 += 8;
         rows.d++;
     }
-    UNROLL for (int t = 0; t < m; t++)
-        _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
+    UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
 INLINE void tile_q4_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
@@ -200,48 +195,43 @@ INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const
     const __m512i nibble = _mm512_set1_epi8(15), bits45 = _mm512_set1_epi8(0x30);
     tile_rows rows = rows_of(act, row0, m);
     __m512 y[TILE];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t] = _mm512_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_setzero_ps();
     for (int i = 0; i < n_blocks; i++) {
         const uint8_t *body = dt_pair_body(panel, DT_Q6K_BODY, i);
         __m512i whole[TILE];
-        UNROLL for (int t = 0; t < m; t++)
-            whole[t] = _mm512_setzero_si512();
+        UNROLL for (int t = 0; t < m; t++) whole[t] = _mm512_setzero_si512();
         /* The zero point, -32 in every weight. */
         UNROLL for (int p = 0; p < 8; p++) {
             __m512i pairs = signed_pairs(body + p * 32);
-            UNROLL for (int t = 0; t < m; t++)
-                whole[t] = _mm512_dpwssd_epi32(whole[t], pairs,
-                    two(rows.sum16 + (size_t)t * rows.n16 + 2 * p));
+            UNROLL for (int t = 0; t < m; t++) whole[t] = _mm512_dpwssd_epi32(
+                whole[t], pairs, two(rows.sum16 + (size_t)t * rows.n16 + 2 * p));
         }
-        UNROLL for (int t = 0; t < m; t++)
-            whole[t] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(whole[t], 5));
+        UNROLL for (int t = 0; t < m; t++) whole[t] =
+            _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(whole[t], 5));
         for (int h = 0; h < 2; h++) {
-            /* e: the first or second sub-block of each run of 32 weights; f: nibble lines from 0 or
-             * from 8, which hold runs f (low) and 2 + f (high). One sub-block at a time, so that
-             * its sums and the whole's stay in registers for 8 rows. */
+            /* e: the first or second sub-block of each run of 32 weights; f: nibble lines of runs
+             * f (low) and 2 + f (high). One sub-block at a time, so that its sums and the whole's
+             * stay in registers for 8 rows. */
             UNROLL for (int ef = 0; ef < 4; ef++) {
                 const int e = ef / 2, f = ef % 2;
-                const uint8_t *lines = body + DT_Q6K_LINES + (16 * h + 8 * f + 4 * e) * DT_LINE;
-                const uint8_t *bits = body + DT_Q6K_HIGH + (8 * h + 4 * e) * DT_LINE;
+                const uint8_t *bits = body + DT_Q6K_LINES + (2 * h + e) * DT_Q6K_PART;
+                const uint8_t *lines = bits + DT_Q6K_NIBBLES + 4 * f * DT_LINE;
                 if (first)
-                    fetch(body + AHEAD + (4 * h + ef) * 7 * DT_LINE, 7);
+                    fetch(body + ahead_of(m) + (4 * h + ef) * 7 * DT_LINE, 7);
                 UNROLL for (int high = 0; high < 2; high++) {
                     __m512i sum[TILE];
-                    UNROLL for (int t = 0; t < m; t++)
-                        sum[t] = _mm512_setzero_si512();
+                    UNROLL for (int t = 0; t < m; t++) sum[t] = _mm512_setzero_si512();
                     UNROLL for (int g = 0; g < 4; g++) {
                         __m512i w = load(lines + g * DT_LINE), b = load(bits + g * DT_LINE);
                         b = _mm512_and_si512(shifted(b, 4 - 2 * f - 4 * high), bits45);
                         w = or_masked(b, shifted(w, -4 * high), nibble);
-                        UNROLL for (int t = 0; t < m; t++)
-                            sum[t] = dot(sum[t], w,
-                                rows.q[t] + 128 * h + 64 * high + 32 * f + 16 * e + 4 * g);
+                        UNROLL for (int t = 0; t < m; t++) sum[t] = dot(
+                            sum[t], w, rows.q[t] + 128 * h + 64 * high + 32 * f + 16 * e + 4 * g);
                     }
                     __m512i s = signed_pairs(body + (4 * h + 2 * high + f) * 32);
                     s = _mm512_srai_epi32(e ? s : _mm512_slli_epi32(s, 16), 16);
-                    UNROLL for (int t = 0; t < m; t++)
-                        whole[t] = _mm512_add_epi32(whole[t], _mm512_mullo_epi32(sum[t], s));
+                    UNROLL for (int t = 0; t < m; t++) whole[t] =
+                        _mm512_add_epi32(whole[t], _mm512_mullo_epi32(sum[t], s));
                 }
             }
         }
@@ -254,8 +244,7 @@ INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const
         rows.sum16 += 16;
         rows.d++;
     }
-    UNROLL for (int t = 0; t < m; t++)
-        _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
+    UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
 /* ---- Q3_K ---- */
@@ -267,44 +256,37 @@ INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const
     const __m512i two_bits = _mm512_set1_epi8(3), bit2 = _mm512_set1_epi8(4);
     tile_rows rows = rows_of(act, row0, m);
     __m512 y[TILE];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t] = _mm512_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_setzero_ps();
     for (int i = 0; i < n_blocks; i++) {
         const uint8_t *body = dt_pair_body(panel, DT_Q3K_BODY, i);
         __m512 whole[TILE];
         __m512i zero[TILE];
-        UNROLL for (int t = 0; t < m; t++)
-            zero[t] = _mm512_setzero_si512();
+        UNROLL for (int t = 0; t < m; t++) zero[t] = _mm512_setzero_si512();
         UNROLL for (int p = 0; p < 8; p++) {
             __m512i pairs = signed_pairs(body + p * 32);
-            UNROLL for (int t = 0; t < m; t++)
-                zero[t] = _mm512_dpwssd_epi32(zero[t], pairs,
-                    two(rows.sum16 + (size_t)t * rows.n16 + 2 * p));
+            UNROLL for (int t = 0; t < m; t++) zero[t] =
+                _mm512_dpwssd_epi32(zero[t], pairs, two(rows.sum16 + (size_t)t * rows.n16 + 2 * p));
         }
-        UNROLL for (int t = 0; t < m; t++)
-            whole[t] = _mm512_cvtepi32_ps(
-                _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(zero[t], 2)));
+        UNROLL for (int t = 0; t < m; t++) whole[t] = _mm512_cvtepi32_ps(
+            _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(zero[t], 2)));
         for (int h = 0; h < 2; h++) {
             UNROLL for (int f = 0; f < 4; f++) {
                 const int j = 4 * h + f; /* a run of 32 weights, two sub-blocks */
                 __m512i sum[2][TILE];
                 if (first)
-                    fetch(body + AHEAD + j * 4 * DT_LINE, 4);
-                UNROLL for (int t = 0; t < m; t++)
-                    sum[0][t] = sum[1][t] = _mm512_setzero_si512();
+                    fetch(body + FAR + j * 4 * DT_LINE, 4);
+                UNROLL for (int t = 0; t < m; t++) sum[0][t] = sum[1][t] = _mm512_setzero_si512();
                 UNROLL for (int g = 0; g < 8; g++) {
                     __m512i low = load(body + DT_Q3K_LINES + (8 * h + g) * DT_LINE);
                     __m512i bits = load(body + DT_Q3K_THIRD + g * DT_LINE);
                     bits = _mm512_rorv_epi32(bits, _mm512_set1_epi32(j - 2)); /* bit j to 2 */
-                    __m512i w = or_masked(_mm512_and_si512(shifted(low, -2 * f), two_bits), bits,
-                        bit2);
-                    UNROLL for (int t = 0; t < m; t++)
-                        sum[g / 4][t] = _mm512_dpbusd_epi32(sum[g / 4][t], w,
-                            four(rows.q[t] + 32 * j + 4 * g));
+                    __m512i w =
+                        or_masked(_mm512_and_si512(shifted(low, -2 * f), two_bits), bits, bit2);
+                    UNROLL for (int t = 0; t < m; t++) sum[g / 4][t] =
+                        dot(sum[g / 4][t], w, rows.q[t] + 32 * j + 4 * g);
                 }
                 __m512i pairs = signed_pairs(body + j * 32);
-                __m512 s0 = _mm512_cvtepi32_ps(
-                    _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16));
+                __m512 s0 = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16));
                 __m512 s1 = _mm512_cvtepi32_ps(_mm512_srai_epi32(pairs, 16));
                 UNROLL for (int t = 0; t < m; t++) {
                     whole[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[0][t]), s0, whole[t]);
@@ -321,8 +303,7 @@ INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const
         rows.sum16 += 16;
         rows.d++;
     }
-    UNROLL for (int t = 0; t < m; t++)
-        _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
+    UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
 /* ---- blocks of 32 ---- */
@@ -333,26 +314,26 @@ typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 } form;
 INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
     int row0, const int m, const form type, const bool first) {
     const bool has_min = type == Q4_1 || type == Q5_1, fifth = type == Q5_0 || type == Q5_1;
-    const int body_bytes = type == Q4_0 ? DT_Q40_BODY : type == Q5_0 ? DT_Q50_BODY
-        : type == Q8_0                  ? DT_Q80_BODY
-        : type == Q4_1                  ? DT_Q41_BYTES
-                                        : DT_Q51_BYTES;
+    const int body_bytes = type == Q4_0   ? DT_Q40_BODY
+                           : type == Q5_0 ? DT_Q50_BODY
+                           : type == Q8_0 ? DT_Q80_BODY
+                           : type == Q4_1 ? DT_Q41_BYTES
+                                          : DT_Q51_BYTES;
     const int z = type == Q4_0 ? -8 : type == Q5_0 ? -16 : type == Q8_0 ? -128 : 0;
     const int n_blocks = act->k / 32;
     const __m512i nibble = _mm512_set1_epi8(15), bit4 = _mm512_set1_epi8(16);
     const __m512i flip = _mm512_set1_epi8(-128);
     tile_rows rows = rows_of(act, row0, m);
     __m512 y[TILE];
-    UNROLL for (int t = 0; t < m; t++)
-        y[t] = _mm512_setzero_ps();
+    UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_setzero_ps();
     for (int i = 0; i < n_blocks; i++) {
-        const uint8_t *d_place = has_min ? panel + (size_t)i * (size_t)body_bytes
-                                         : dt_pair_d(panel, body_bytes, i);
-        const uint8_t *lines = has_min ? d_place + DT_Q41_LINES
-                                       : dt_pair_body(panel, body_bytes, i);
+        const uint8_t *d_place =
+            has_min ? panel + (size_t)i * (size_t)body_bytes : dt_pair_d(panel, body_bytes, i);
+        const uint8_t *lines =
+            has_min ? d_place + DT_Q41_LINES : dt_pair_body(panel, body_bytes, i);
         __m512i sum[TILE];
         if (first)
-            fetch(lines + AHEAD, body_bytes / DT_LINE + 1);
+            fetch(lines + ahead_of(m), body_bytes / DT_LINE + !has_min);
         UNROLL for (int t = 0; t < m; t++) {
             sum[t] = z == 0 ? _mm512_setzero_si512()
                             : _mm512_set1_epi32(z * rows.sum32[(size_t)t * rows.n32]);
@@ -360,8 +341,7 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
         if (type == Q8_0) {
             UNROLL for (int g = 0; g < 8; g++) {
                 __m512i w = _mm512_xor_si512(load(lines + g * DT_LINE), flip);
-                UNROLL for (int t = 0; t < m; t++)
-                    sum[t] = dot(sum[t], w, rows.q[t] + 4 * g);
+                UNROLL for (int t = 0; t < m; t++) sum[t] = dot(sum[t], w, rows.q[t] + 4 * g);
             }
         } else {
             __m512i bits = fifth ? load(lines + DT_Q50_FIFTH) : nibble;
@@ -392,8 +372,7 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
         rows.sum32++;
         rows.d++;
     }
-    UNROLL for (int t = 0; t < m; t++)
-        _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
+    UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
 #define TILE_32(name, type)                                                                        \
@@ -420,20 +399,19 @@ INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, cons
     }
     for (int i = 0; i < act->k; i++, panel += line_bytes) {
         if (first)
-            fetch(panel + AHEAD, 1);
+            fetch(panel + ahead_of(m), 1);
         __m512 w;
         if (type == DT_TYPE_F32)
             w = _mm512_loadu_ps(panel);
         else if (type == DT_TYPE_F16)
             w = halves(panel);
         else
-            w = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
-                (const __m256i *)(const void *)panel)), 16));
-        UNROLL for (int t = 0; t < m; t++)
-            y[t] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[t][i]), y[t]);
+            w = _mm512_castsi512_ps(_mm512_slli_epi32(
+                _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)panel)),
+                16));
+        UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[t][i]), y[t]);
     }
-    UNROLL for (int t = 0; t < m; t++)
-        _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
+    UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
 #define TILE_FLOAT(name, type)                                                                     \
@@ -484,47 +462,6 @@ MATMUL(f32)
 MATMUL(f16)
 MATMUL(bf16)
 
-/* ---- quantise ---- */
-
-static void quantise_avx512(dt_act *act, int i_row, const float *x) {
-    int k = act->k, block = act->block;
-    int8_t *q = act->q + (size_t)i_row * (size_t)k;
-    float *d = act->d + (size_t)i_row * (size_t)(k / block);
-    int16_t *sum32 = act->sum32 + (size_t)i_row * (size_t)(k / 32);
-    int16_t *sum16 = block == 256 ? act->sum16 + (size_t)i_row * (size_t)(k / 16) : NULL;
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    for (int i = 0; i < k; i += block) {
-        __m512i most = _mm512_setzero_si512();
-        for (int j = 0; j < block; j += 16)
-            most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_loadu_si512(x + i + j), magnitude));
-        uint32_t largest = _mm512_reduce_max_epu32(most);
-        float a = dt_bits_f32(largest);
-        bool finite = largest < 0x7f800000;
-        if (!finite || a < 0x1p-100f) {
-            d[i / block] = finite ? 0.0f : dt_bits_f32(0x7fc00000);
-            memset(q + i, 0, (size_t)block);
-            memset(sum32 + i / 32, 0, (size_t)block / 16);
-            if (sum16)
-                memset(sum16 + i / 16, 0, (size_t)block / 8);
-            continue;
-        }
-        d[i / block] = a / 127.0f;
-        __m512 r = _mm512_set1_ps(127.0f / a);
-        for (int j = i; j < i + block; j += 32) {
-            __m512i v0 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + j), r));
-            __m512i v1 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + j + 16), r));
-            _mm_storeu_si128((__m128i *)(void *)(q + j), _mm512_cvtepi32_epi8(v0));
-            _mm_storeu_si128((__m128i *)(void *)(q + j + 16), _mm512_cvtepi32_epi8(v1));
-            int s0 = _mm512_reduce_add_epi32(v0), s1 = _mm512_reduce_add_epi32(v1);
-            sum32[j / 32] = (int16_t)(s0 + s1);
-            if (sum16) {
-                sum16[j / 16] = (int16_t)s0;
-                sum16[j / 16 + 1] = (int16_t)s1;
-            }
-        }
-    }
-}
-
 void dt_kernels_avx512(dt_kernels *table) {
     table->isa = "avx512";
     table->matmul[DT_TYPE_F32] = matmul_f32_avx512;
@@ -539,6 +476,5 @@ void dt_kernels_avx512(dt_kernels *table) {
     table->matmul[DT_TYPE_Q4_K] = matmul_q4_K_avx512;
     table->matmul[DT_TYPE_Q5_K] = matmul_q5_K_avx512;
     table->matmul[DT_TYPE_Q6_K] = matmul_q6_K_avx512;
-    table->quantise = quantise_avx512;
     lanes_fill(table);
 }

@@ -48,7 +48,7 @@ static void scale_pairs(int scale[16][ROWS], const uint8_t *pairs) {
             scale[j][r] = (int8_t)pairs[(j / 2) * 2 * ROWS + 2 * r + j % 2];
 }
 
-static void widen_min_k(wide_block *wide, const uint8_t *b) {
+static void widen_min_k(wide_block *wide, const uint8_t *b, const uint8_t *lines) {
     halves(wide->d, b);
     halves(wide->m, b + DT_KM_DMIN);
     for (int j = 0; j < 8; j++)
@@ -58,34 +58,36 @@ static void widen_min_k(wide_block *wide, const uint8_t *b) {
         }
     for (int p = 0; p < 4; p++)
         for (int g = 0; g < 8; g++)
-            nibbles(wide->w[16 * p + g], wide->w[16 * p + 8 + g],
-                b + DT_KM_LINES + (8 * p + g) * DT_LINE, 0);
+            nibbles(wide->w[16 * p + g], wide->w[16 * p + 8 + g], lines + (8 * p + g) * DT_LINE, 0);
 }
 
 static void widen_q4_K(wide_block *wide, const uint8_t *panel, int i) {
-    widen_min_k(wide, panel + (size_t)i * DT_Q4K_BYTES);
+    const uint8_t *b = panel + (size_t)i * DT_Q4K_BYTES;
+    widen_min_k(wide, b, b + DT_Q4K_LINES);
 }
 
 static void widen_q5_K(wide_block *wide, const uint8_t *panel, int i) {
     const uint8_t *b = panel + (size_t)i * DT_Q5K_BYTES;
-    widen_min_k(wide, b);
+    widen_min_k(wide, b, b + DT_Q5K_LINES);
     for (int j = 0; j < 8; j++)
         for (int g = 0; g < 8; g++)
-            add_bits(wide->w[8 * j + g], b + DT_KM_FIFTH + g * DT_LINE, j, 1, 16);
+            add_bits(wide->w[8 * j + g], b + DT_Q5K_FIFTH + g * DT_LINE, j, 1, 16);
 }
 
 static void widen_q6_K(wide_block *wide, const uint8_t *panel, int i) {
     const uint8_t *b = dt_pair_body(panel, DT_Q6K_BODY, i);
     halves(wide->d, dt_pair_d(panel, DT_Q6K_BODY, i));
     scale_pairs(wide->scale, b);
-    for (int h = 0; h < 2; h++) {
-        for (int g = 0; g < 16; g++)
-            nibbles(wide->w[32 * h + g], wide->w[32 * h + 16 + g],
-                b + DT_Q6K_LINES + (16 * h + g) * DT_LINE, 32);
-        for (int f = 0; f < 4; f++)
-            for (int g = 0; g < 8; g++)
-                add_bits(wide->w[32 * h + 8 * f + g],
-                    b + DT_Q6K_HIGH + (8 * h + g) * DT_LINE, 2 * f, 3, 16);
+    for (int he = 0; he < 4; he++) {
+        const uint8_t *part = b + DT_Q6K_LINES + he * DT_Q6K_PART;
+        int16_t(*w)[DT_LINE] = wide->w + he / 2 * 32 + he % 2 * 4;
+        for (int g = 0; g < 4; g++) {
+            for (int f = 0; f < 2; f++)
+                nibbles(w[8 * f + g], w[16 + 8 * f + g],
+                    part + DT_Q6K_NIBBLES + (4 * f + g) * DT_LINE, 32);
+            for (int f = 0; f < 4; f++)
+                add_bits(w[8 * f + g], part + g * DT_LINE, 2 * f, 3, 16);
+        }
     }
 }
 
@@ -272,8 +274,8 @@ static inline void matmul_float(float *out, size_t out_stride, const uint8_t *pa
         memset(y, 0, ROWS * sizeof *y);
         for (int i = 0; i < act->k; i++)
             for (int r = 0; r < ROWS; r++)
-                y[r] = __builtin_fmaf(load(panel + (size_t)(i * ROWS + r) * (size_t)size), x[i],
-                    y[r]);
+                y[r] =
+                    __builtin_fmaf(load(panel + (size_t)(i * ROWS + r) * (size_t)size), x[i], y[r]);
     }
 }
 

@@ -4,11 +4,17 @@
 
 #include "cpu/layout.h"
 
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
 enum { ROWS = DT_PANEL_ROWS };
 
 /* How the blocks of a type are laid out in a panel. */
 typedef struct shape {
-    int bytes;  /* of a block, or of its body where blocks go in pairs; 0: a float type */
+    int bytes; /* of a block, or of its body where blocks go in pairs; 0: a float type */
     bool pairs;
 } shape;
 
@@ -47,9 +53,9 @@ size_t dt_pack_panel_bytes(dt_type type, int k) {
 
 /* `n` words of 4 bytes of row r, to the same place of n lines, and back. The compiler sees moves of
  * registers; a store a cycle is several times what a file delivers. */
-static inline void put_words(uint8_t *lines, const uint8_t *src, int n, int r) {
-    for (int i = 0; i < n; i++)
-        memcpy(lines + i * DT_LINE + 4 * r, src + 4 * i, 4);
+static inline __attribute__((always_inline)) void put_words(
+    uint8_t *lines, const uint8_t *src, const int n, int r) {
+    UNROLL for (int i = 0; i < n; i++) memcpy(lines + i * DT_LINE + 4 * r, src + 4 * i, 4);
 }
 static inline void get_words(uint8_t *dst, const uint8_t *lines, int n, int r) {
     for (int i = 0; i < n; i++)
@@ -63,15 +69,12 @@ static inline void put_scale_min(uint8_t *scale, uint8_t *min_pair, const uint8_
     memcpy(&a, s, 4);
     memcpy(&b, s + 4, 4);
     memcpy(&c, s + 8, 4);
-    uint32_t word[4] = {
-        a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | ((a >> 2) & 0x30303030),
-        b & 0x3f3f3f3f, ((c >> 4) & 0x0f0f0f0f) | ((b >> 2) & 0x30303030)};
+    uint32_t word[4] = {a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | ((a >> 2) & 0x30303030), b & 0x3f3f3f3f,
+        ((c >> 4) & 0x0f0f0f0f) | ((b >> 2) & 0x30303030)};
     uint8_t v[16];
     memcpy(v, word, sizeof v);
-    for (int j = 0; j < 8; j++)
-        scale[j * ROWS + r] = v[j];
-    for (int p = 0; p < 4; p++)
-        memcpy(min_pair + p * 2 * ROWS + 2 * r, v + 8 + 2 * p, 2);
+    UNROLL for (int j = 0; j < 8; j++) scale[j * ROWS + r] = v[j];
+    UNROLL for (int p = 0; p < 4; p++) memcpy(min_pair + p * 2 * ROWS + 2 * r, v + 8 + 2 * p, 2);
 }
 
 static void get_scale_min(uint8_t s[12], const uint8_t *scale, const uint8_t *min_pair, int r) {
@@ -89,8 +92,7 @@ static void get_scale_min(uint8_t s[12], const uint8_t *scale, const uint8_t *mi
 
 /* Scales of 16 sub-blocks as pairs. */
 static inline void put_scale_pairs(uint8_t *pair, const uint8_t v[16], int r) {
-    for (int p = 0; p < 8; p++)
-        memcpy(pair + p * 2 * ROWS + 2 * r, v + 2 * p, 2);
+    UNROLL for (int p = 0; p < 8; p++) memcpy(pair + p * 2 * ROWS + 2 * r, v + 2 * p, 2);
 }
 static inline void get_scale_pairs(uint8_t v[16], const uint8_t *pair, int r) {
     for (int p = 0; p < 8; p++)
@@ -100,12 +102,19 @@ static inline void get_scale_pairs(uint8_t v[16], const uint8_t *pair, int r) {
 /* The 12 bytes of Q3_K's 16 scales: low nibbles of 0..7 and 8..15 in 8 bytes, then in 4 bytes the
  * upper 2 bits: byte i, field f = scale 4f + i. Out: less 32. */
 static inline void unpack_q3k_scale(uint8_t v[16], const uint8_t s[12]) {
-    for (int j = 0; j < 8; j++) {
-        v[j] = s[j] & 15;
-        v[j + 8] = s[j] >> 4;
+    uint32_t a, b, c, word[4];
+    memcpy(&a, s, 4);
+    memcpy(&b, s + 4, 4);
+    memcpy(&c, s + 8, 4);
+    word[0] = (a & 0x0f0f0f0f) | ((c << 4) & 0x30303030);
+    word[1] = (b & 0x0f0f0f0f) | ((c << 2) & 0x30303030);
+    word[2] = ((a >> 4) & 0x0f0f0f0f) | (c & 0x30303030);
+    word[3] = ((b >> 4) & 0x0f0f0f0f) | ((c >> 2) & 0x30303030);
+    for (int i = 0; i < 4; i++) { /* less 32: bit 5 turned round, then its copies as the sign */
+        uint32_t w = word[i] ^ 0x20202020, sign = w & 0x20202020;
+        word[i] = w | sign << 1 | sign << 2;
     }
-    for (int j = 0; j < 16; j++)
-        v[j] = (uint8_t)((v[j] | ((s[8 + j % 4] >> (2 * (j / 4))) & 3) << 4) - 32);
+    memcpy(v, word, sizeof word);
 }
 static void repack_q3k_scale(uint8_t s[12], const uint8_t v[16]) {
     memset(s, 0, 12);
@@ -121,7 +130,8 @@ static void repack_q3k_scale(uint8_t s[12], const uint8_t v[16]) {
 static inline uint32_t put_fifth(uint32_t bits) {
     uint64_t out = 0;
     for (int c = 0; c < 4; c += 2) {
-        uint64_t x = ((bits >> c) & 0x11111111u) | (uint64_t)((bits >> (c + 1)) & 0x11111111u) << 32;
+        uint64_t next = (bits >> (c + 1)) & 0x11111111u;
+        uint64_t x = ((bits >> c) & 0x11111111u) | next << 32;
         x = (x | x >> 3) & 0x0303030303030303u;
         x = (x | x >> 6) & 0x000f000f000f000fu;
         x = (x | x >> 12) & 0x000000ff000000ffu;
@@ -145,41 +155,51 @@ static void put_q4k(uint8_t *d, uint8_t *b, const uint8_t *src, int r) {
     memcpy(d + 2 * r, src, 2);
     memcpy(b + DT_KM_DMIN + 2 * r, src + 2, 2);
     put_scale_min(b + DT_KM_SCALE, b + DT_KM_MIN, src + 4, r);
-    put_words(b + DT_KM_LINES, src + 16, 32, r);
+    put_words(b + DT_Q4K_LINES, src + 16, 32, r);
 }
 static void get_q4k(uint8_t *dst, const uint8_t *d, const uint8_t *b, int r) {
     memcpy(dst, d + 2 * r, 2);
     memcpy(dst + 2, b + DT_KM_DMIN + 2 * r, 2);
     get_scale_min(dst + 4, b + DT_KM_SCALE, b + DT_KM_MIN, r);
-    get_words(dst + 16, b + DT_KM_LINES, 32, r);
+    get_words(dst + 16, b + DT_Q4K_LINES, 32, r);
 }
 
 static void put_q5k(uint8_t *d, uint8_t *b, const uint8_t *src, int r) {
     memcpy(d + 2 * r, src, 2);
     memcpy(b + DT_KM_DMIN + 2 * r, src + 2, 2);
     put_scale_min(b + DT_KM_SCALE, b + DT_KM_MIN, src + 4, r);
-    put_words(b + DT_KM_FIFTH, src + 16, 8, r);
-    put_words(b + DT_KM_LINES, src + 48, 32, r);
+    put_words(b + DT_Q5K_FIFTH, src + 16, 8, r);
+    put_words(b + DT_Q5K_LINES, src + 48, 32, r);
 }
 static void get_q5k(uint8_t *dst, const uint8_t *d, const uint8_t *b, int r) {
     memcpy(dst, d + 2 * r, 2);
     memcpy(dst + 2, b + DT_KM_DMIN + 2 * r, 2);
     get_scale_min(dst + 4, b + DT_KM_SCALE, b + DT_KM_MIN, r);
-    get_words(dst + 16, b + DT_KM_FIFTH, 8, r);
-    get_words(dst + 48, b + DT_KM_LINES, 32, r);
+    get_words(dst + 16, b + DT_Q5K_FIFTH, 8, r);
+    get_words(dst + 48, b + DT_Q5K_LINES, 32, r);
 }
 
 static void put_q6k(uint8_t *d, uint8_t *b, const uint8_t *src, int r) {
     memcpy(d + 2 * r, src + 208, 2);
     put_scale_pairs(b, src + 192, r);
-    put_words(b + DT_Q6K_LINES, src, 32, r);
-    put_words(b + DT_Q6K_HIGH, src + 128, 16, r);
+    UNROLL for (int he = 0; he < 4; he++) {
+        uint8_t *part = b + DT_Q6K_LINES + he * DT_Q6K_PART;
+        const uint8_t *low = src + he / 2 * 64 + he % 2 * 16;
+        put_words(part, src + 128 + he * 16, 4, r);
+        put_words(part + DT_Q6K_NIBBLES, low, 4, r);
+        put_words(part + DT_Q6K_NIBBLES + 4 * DT_LINE, low + 32, 4, r);
+    }
 }
 static void get_q6k(uint8_t *dst, const uint8_t *d, const uint8_t *b, int r) {
     memcpy(dst + 208, d + 2 * r, 2);
     get_scale_pairs(dst + 192, b, r);
-    get_words(dst, b + DT_Q6K_LINES, 32, r);
-    get_words(dst + 128, b + DT_Q6K_HIGH, 16, r);
+    for (int he = 0; he < 4; he++) {
+        const uint8_t *part = b + DT_Q6K_LINES + he * DT_Q6K_PART;
+        uint8_t *low = dst + he / 2 * 64 + he % 2 * 16;
+        get_words(dst + 128 + he * 16, part, 4, r);
+        get_words(low, part + DT_Q6K_NIBBLES, 4, r);
+        get_words(low + 32, part + DT_Q6K_NIBBLES + 4 * DT_LINE, 4, r);
+    }
 }
 
 static void put_q3k(uint8_t *d, uint8_t *b, const uint8_t *src, int r) {
@@ -278,15 +298,23 @@ static inline __attribute__((always_inline)) void pack_blocks(uint8_t *out, cons
     }
 }
 
-/* [rows][k] to [k][16] by tiles of 64 columns, so that the lines of a tile stay in the L1 cache. */
-static inline __attribute__((always_inline)) void pack_floats(uint8_t *out, const uint8_t *rows,
-    size_t row_bytes, int n_valid, int k, int size) {
-    for (int i0 = 0; i0 < k; i0 += 64) {
-        int end = DT_MIN(i0 + 64, k);
-        for (int r = 0; r < n_valid; r++)
-            for (int i = i0; i < end; i++)
-                memcpy(out + (size_t)(i * ROWS + r) * (size_t)size,
-                    rows + (size_t)r * row_bytes + (size_t)i * (size_t)size, (size_t)size);
+/* [rows][k] to [k][16] by tiles of columns, so that the lines of a tile stay in the L1 cache. */
+static inline __attribute__((always_inline)) void pack_floats(
+    uint8_t *out, const uint8_t *rows, size_t row_bytes, int n_valid, int k, const size_t size) {
+    enum { COLUMNS = 32 };
+    for (int i0 = 0; i0 < k; i0 += COLUMNS) {
+        uint8_t *lines = out + (size_t)i0 * ROWS * size;
+        int n = DT_MIN(COLUMNS, k - i0);
+        for (int r = 0; r < n_valid; r++) {
+            const uint8_t *src = rows + (size_t)r * row_bytes + (size_t)i0 * size;
+            uint8_t *to = lines + (size_t)r * size;
+            if (n == COLUMNS)
+                UNROLL for (size_t i = 0; i < COLUMNS; i++)
+                    memcpy(to + i * ROWS * size, src + i * size, size);
+            else
+                for (size_t i = 0; i < (size_t)n; i++)
+                    memcpy(to + i * ROWS * size, src + i * size, size);
+        }
     }
 }
 
@@ -362,8 +390,8 @@ void dt_pack_dequantise(float *out, const dt_packed *packed, int i_row) {
             size_t size = (size_t)dt_type_block_bytes(type);
             memcpy(block, panel + (size_t)(i * ROWS + r) * size, size);
         } else {
-            const uint8_t *b = s.pairs ? dt_pair_body(panel, s.bytes, i)
-                                       : panel + (size_t)i * (size_t)s.bytes;
+            const uint8_t *b =
+                s.pairs ? dt_pair_body(panel, s.bytes, i) : panel + (size_t)i * (size_t)s.bytes;
             gets[type](block, s.pairs ? dt_pair_d(panel, s.bytes, i) : b, b, r);
         }
         dt_dequantise(out + (size_t)i * (size_t)n_weights, block, type, n_weights);

@@ -3,7 +3,7 @@
  * A tensor [n_out, k] becomes panels of 16 output rows (the last one padded with zero weights). A
  * panel holds its blocks in ascending order, each block the 16 rows side by side, so that a vector
  * lane is an output row: 4 consecutive weights of each of the 16 rows make a "line" of 64 bytes.
- * Layouts by type are written at dt_pack_panel in pack.c and in doc/numerics.md; packed bytes stay
+ * Layouts by type are written in cpu/layout.h; packed bytes stay
  * within 4% of the file's. The same layout serves every instruction set. */
 #ifndef DT_CPU_PACK_H
 #define DT_CPU_PACK_H

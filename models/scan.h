@@ -83,8 +83,8 @@ static inline float dt_scan_exp(float x) {
 }
 
 /* e^((x - best) * scale) of a block; the count is fixed so that compilers vectorise it. */
-static inline void dt_scan_exp_block(float out[DT_SCAN_BLOCK], const float *x, float best,
-    float scale) {
+static inline void dt_scan_exp_block(
+    float out[DT_SCAN_BLOCK], const float *x, float best, float scale) {
     for (int j = 0; j < DT_SCAN_BLOCK; j++)
         out[j] = dt_scan_exp((x[j] - best) * scale);
 }
@@ -116,8 +116,8 @@ static inline double dt_scan_exp_sum(
 
 /* dt_noise_bits of the DT_SCAN_BLOCK tokens from first_token on: the same Philox4x32-10, written so
  * that the rounds of neighbouring tokens run beside each other. */
-static inline void dt_scan_noise(uint32_t bits[DT_SCAN_BLOCK], uint64_t seed, int64_t position,
-    int32_t first_token) {
+static inline void dt_scan_noise(
+    uint32_t bits[DT_SCAN_BLOCK], uint64_t seed, int64_t position, int32_t first_token) {
     uint64_t p = (uint64_t)position;
     for (int first = 0; first < DT_SCAN_BLOCK; first += DT_SCAN_LANES) {
         uint32_t c0[DT_SCAN_LANES], c1[DT_SCAN_LANES], c2[DT_SCAN_LANES], c3[DT_SCAN_LANES];

@@ -112,8 +112,8 @@ static float noisy_reach(const dt_scan *scan, float inverse) {
     return reaches[DT_COUNT(reaches) - 1];
 }
 
-/* Tokens first .. end-1, at most DT_SCAN_BLOCK, none of whose logits is above `top`; returns how many
- * of them got noise. */
+/* Tokens first .. end-1, at most DT_SCAN_BLOCK, none of whose logits is above `top`; returns how
+ * many of them got noise. */
 static int rank_noisy(ranking *list, const float *logits, const dt_topk_args *args, float limit,
     float top, int first, int end) {
     int32_t near[DT_SCAN_BLOCK];
@@ -131,11 +131,10 @@ static int rank_noisy(ranking *list, const float *logits, const dt_topk_args *ar
     if (all)
         dt_scan_noise(bits, args->seed, args->position, first);
     for (int i = 0; i < n; i++) {
-        uint32_t r = all ? bits[near[i] - first]
-                         : dt_noise_bits(args->seed, args->position, near[i]);
+        uint32_t r =
+            all ? bits[near[i] - first] : dt_noise_bits(args->seed, args->position, near[i]);
         if (r <= bound)
-            rank_insert(list, near[i],
-                (double)logits[near[i]] / temperature + dt_noise_gumbel(r));
+            rank_insert(list, near[i], (double)logits[near[i]] / temperature + dt_noise_gumbel(r));
     }
     return n;
 }

@@ -124,7 +124,7 @@ def factor_settings(args, levels):
     yield "guard on", PLAIN, ["-d", args.models[1]], False
     for n in (1, 2):
         yield "threads %d" % n, PLAIN, PLAIN + ["-t", str(n)], False
-    for n in (1, 7, 64):
+    for n in (1, 7, 512):
         yield "prompt in pieces of %d" % n, PLAIN, PLAIN + ["--prefill-batch", str(n)], False
     for level in levels:
         yield "isa %s" % level, PLAIN, PLAIN + ["--isa", level], level == "c"

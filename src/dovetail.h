@@ -23,7 +23,7 @@ typedef struct dt_engine_options {
     const char *draft;  /* path of the draft's GGUF or NULL */
     int n_threads;      /* 0: one per physical core */
     const char *isa;    /* NULL or "auto", "c", "avx2", "avx512" */
-    const char *matmul; /* NULL or "auto", "fused", "openblas" */
+    const char *matmul; /* NULL or "auto", "fused", "openblas", "float" */
     /* Called while loading, from the calling thread; may be NULL. `what` is "target" or "draft". */
     void (*progress)(void *arg, const char *what, size_t done, size_t total);
     void *arg;
@@ -37,6 +37,8 @@ const dt_model *dt_engine_target(const dt_engine *engine);
 const dt_model *dt_engine_draft(const dt_engine *engine); /* NULL without one */
 const char *dt_engine_isa(const dt_engine *engine);
 int dt_engine_n_threads(const dt_engine *engine);
+/* Whether this machine runs an instruction set that `isa` names ("auto" included). */
+bool dt_engine_isa_runs(const char *isa);
 /* Empty, or one line why exactness is not promised on this machine. */
 const char *dt_engine_disclaimer(const dt_engine *engine);
 
@@ -79,7 +81,7 @@ typedef struct dt_session_options {
     int topk;   /* children of a node, 1 .. 16; 0: default */
     bool guard; /* stop drafting while it does not pay (on by default) */
     bool independent_noise;     /* the draft ignores the target's noise (for comparisons) */
-    int prefill_batch;          /* rows of one prefill pass, 1 .. 64; 0: default */
+    int prefill_batch;          /* prompt tokens read at once, 1 .. 4096; 0: default */
     struct dt_draft *own_draft; /* overrides `draft`; the session takes ownership; NULL */
 } dt_session_options;
 

@@ -4,8 +4,8 @@
 
 #include "tests/toy.h"
 
-/* The compiler tells AddressSanitizer of pthread_exit, but not of a thread that is cancelled, and the
- * frames left behind stay poisoned. */
+/* The compiler tells AddressSanitizer of pthread_exit, but not of a thread that is cancelled, and
+ * the frames left behind stay poisoned. */
 #if defined(__SANITIZE_ADDRESS__)
 #define CANCELS false
 #elif defined(__has_feature)
@@ -20,21 +20,21 @@
 enum { N_CTX = 120, N_PROMPT = 8, N_ANSWER = 60 };
 
 typedef enum deed {
-    DEED_ORACLE,   /* knows the answer: the harness itself works */
-    DEED_RANDOM,   /* valid trees of random tokens */
-    DEED_WRONG,    /* a long chain of one token */
-    DEED_SLEEP,    /* takes longer than verify */
-    DEED_NEVER,    /* never completes a tree */
-    DEED_ERROR,    /* fails at a call */
-    DEED_EXIT,     /* its thread ends at a call */
-    DEED_CANCEL,   /* its thread is cancelled at a call */
-    DEED_HASH,     /* random hashes */
-    DEED_LENGTH,   /* right hash, wrong length, and the other way round */
-    DEED_STALE,    /* says that an old tree is for now */
-    DEED_COUNT,    /* impossible numbers of nodes */
-    DEED_PARENTS,  /* parents out of order */
-    DEED_TOKENS,   /* tokens outside the vocabulary */
-    DEED_GARBAGE,  /* random bytes */
+    DEED_ORACLE,     /* knows the answer: the harness itself works */
+    DEED_RANDOM,     /* valid trees of random tokens */
+    DEED_WRONG,      /* a long chain of one token */
+    DEED_SLEEP,      /* takes longer than verify */
+    DEED_NEVER,      /* never completes a tree */
+    DEED_ERROR,      /* fails at a call */
+    DEED_EXIT,       /* its thread ends at a call */
+    DEED_CANCEL,     /* its thread is cancelled at a call */
+    DEED_HASH,       /* random hashes */
+    DEED_LENGTH,     /* right hash, wrong length, and the other way round */
+    DEED_STALE,      /* says that an old tree is for now */
+    DEED_COUNT,      /* impossible numbers of nodes */
+    DEED_PARENTS,    /* parents out of order */
+    DEED_TOKENS,     /* tokens outside the vocabulary */
+    DEED_GARBAGE,    /* random bytes */
     DEED_DUPLICATES, /* many children with the same token */
     N_DEEDS,
 } deed;
@@ -176,10 +176,10 @@ static void villain_close(dt_draft *draft) {
     free(draft);
 }
 
-static villain *villain_open(deed d, int at_call, bool serial, const int32_t *answer,
-    int64_t n_answer) {
-    static const dt_draft_ops ops = {villain_observe, villain_grow, villain_snapshot,
-        villain_close};
+static villain *villain_open(
+    deed d, int at_call, bool serial, const int32_t *answer, int64_t n_answer) {
+    static const dt_draft_ops ops = {
+        villain_observe, villain_grow, villain_snapshot, villain_close};
     villain *v = calloc(1, sizeof *v);
     v->base = (dt_draft){&ops, "villain", "none", serial};
     v->deed = d;
@@ -198,8 +198,8 @@ typedef struct outcome {
 } outcome;
 
 /* Two answers with a rewind between them; `v` NULL is plain. */
-static void tell(outcome *out, villain *v, float temperature, uint32_t n_snapshots,
-    uint32_t n_records) {
+static void tell(
+    outcome *out, villain *v, float temperature, uint32_t n_snapshots, uint32_t n_records) {
     memset(out, 0, sizeof *out);
     toy *target = toy_open(N_CTX + DT_TREE_MAX, 11, 0.0f);
     dt_session_parts parts = toy_parts(&target->base, NULL);
@@ -238,10 +238,10 @@ static void check_villain(outcome *got, deed d, int at_call, bool serial, bool w
     villain *v = villain_open(d, at_call, serial, want->tokens, want->n_tokens);
     tell(got, v, warm ? 0.8f : 0.0f, n_snapshots, n_records);
     bool same = got->n_tokens == want->n_tokens &&
-        memcmp(got->tokens, want->tokens, sizeof want->tokens) == 0;
+                memcmp(got->tokens, want->tokens, sizeof want->tokens) == 0;
     for (int i = 0; i < 2; i++)
         same = same && got->answers[i].n_text == want->answers[i].n_text &&
-            memcmp(got->answers[i].text, want->answers[i].text, want->answers[i].n_text) == 0;
+               memcmp(got->answers[i].text, want->answers[i].text, want->answers[i].n_text) == 0;
     CHECK_MSG(same, "%s, call %d, %s, T %s 0, rings of %u and %u: another text", deed_names[d],
         at_call, serial ? "serial" : "eager", warm ? ">" : "=", n_snapshots, n_records);
 }

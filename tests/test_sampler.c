@@ -75,8 +75,7 @@ static int32_t slow_next(const dt_sampling *o, int n, int64_t position) {
             continue;
         double z = (double)changed[i];
         if (o->temperature > 0.0f)
-            z = z / (double)o->temperature +
-                dt_noise_gumbel(dt_noise_bits(o->seed, position, i));
+            z = z / (double)o->temperature + dt_noise_gumbel(dt_noise_bits(o->seed, position, i));
         if (token < 0 || z > value) {
             token = i;
             value = z;

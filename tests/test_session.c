@@ -1,5 +1,5 @@
-/* The same text whatever drafts: sessions over the toy forward, each case run plainly and with every
- * kind of draft. */
+/* The same text whatever drafts: sessions over the toy forward, each case run plainly and with
+ * every kind of draft. */
 #include <unistd.h>
 
 #include "tests/toy.h"
@@ -102,10 +102,9 @@ static void tell(outcome *out, const story *s, const way *w) {
     dt_session_close(session);
 }
 
-static void check_same(const outcome *a, const outcome *b, const char *story_name,
-    const char *way_name) {
-    bool same = a->n_tokens == b->n_tokens &&
-        memcmp(a->tokens, b->tokens, sizeof a->tokens) == 0;
+static void check_same(
+    const outcome *a, const outcome *b, const char *story_name, const char *way_name) {
+    bool same = a->n_tokens == b->n_tokens && memcmp(a->tokens, b->tokens, sizeof a->tokens) == 0;
     CHECK_MSG(same, "%s, %s: other tokens", story_name, way_name);
     for (int i = 0; i < 3; i++) {
         const toy_answer *x = &a->answers[i], *y = &b->answers[i];
@@ -157,8 +156,8 @@ static void test_stories(void) {
         check_story(&s, "until the end");
 
     for (int filter = 0; filter < 6; filter++) {
-        static const char *const names[] = {"T = 0.8", "top-k", "top-p", "min-p", "penalties",
-            "all filters"};
+        static const char *const names[] = {
+            "T = 0.8", "top-k", "top-p", "min-p", "penalties", "all filters"};
         s = story_default();
         s.sampling.temperature = 0.8f;
         s.sampling.seed = 42 + (uint64_t)filter;
@@ -268,8 +267,8 @@ static void test_statistics(void) {
     dt_stats ngram;
     dt_session_stats(session, &ngram);
     CHECK(strcmp(ngram.draft_source, "ngram") == 0);
-    CHECK_MSG(ngram.mean_acceptance_length > 2.0, "acceptance length %g",
-        ngram.mean_acceptance_length);
+    CHECK_MSG(
+        ngram.mean_acceptance_length > 2.0, "acceptance length %g", ngram.mean_acceptance_length);
     dt_session_close(session);
 }
 
@@ -431,6 +430,67 @@ static void test_refusals(void) {
     dt_session_close(session);
 }
 
+/* Drafting that costs more than it gives rests, for longer and longer, and comes back. */
+static void test_guard(void) {
+    dt_guard guard;
+    double drafted = 0.0, plain_rate = 0.0;
+    dt_guard_init(&guard, true);
+    dt_guard_start(&guard);
+    int64_t rest = 32;
+    for (int round = 0; round < 4; round++, rest *= 2) {
+        int n_steps = 0, n_probes = 0;
+        bool rests = false;
+        while (!rests && n_steps < 100) {
+            n_steps++;
+            CHECK(dt_guard_next(&guard) != DT_GUARD_REST);
+            if (dt_guard_next(&guard) == DT_GUARD_PROBE) {
+                n_probes++;
+                dt_guard_plain(&guard, 10000000);
+            } else {
+                rests = dt_guard_drafted(&guard, &drafted, &plain_rate, 24000000, 2);
+            }
+        }
+        CHECK(rests && dt_guard_rests(&guard) && n_probes == (round == 0 ? 2 : 0));
+        CHECK(drafted > 83.0 && drafted < 84.0 && plain_rate > 99.9 && plain_rate < 100.1);
+        for (int64_t i = 0; i < rest; i++) {
+            CHECK(dt_guard_next(&guard) == DT_GUARD_REST);
+            dt_guard_plain(&guard, 10000000);
+        }
+        CHECK(!dt_guard_rests(&guard));
+    }
+    /* It pays now. */
+    for (int i = 0; i < 400; i++) {
+        CHECK(dt_guard_next(&guard) == DT_GUARD_DRAFT);
+        CHECK(!dt_guard_drafted(&guard, &drafted, &plain_rate, 15000000, 3));
+    }
+    CHECK(guard.rest_next == 32);
+    dt_guard_init(&guard, false);
+    for (int i = 0; i < 1000; i++) {
+        CHECK(dt_guard_next(&guard) == DT_GUARD_DRAFT);
+        CHECK(!dt_guard_drafted(&guard, &drafted, &plain_rate, 900000000, 1));
+        dt_guard_plain(&guard, 1);
+    }
+}
+
+/* A session may be closed at any moment of its draft thread's life. */
+static void test_open_close(void) {
+    for (int i = 0; i < 1500; i++) {
+        toy *target = toy_open(20 + DT_TREE_MAX, 5, 0.0f);
+        dt_session_parts parts = toy_parts(&target->base, NULL);
+        dt_session_options options;
+        dt_session_options_default(&options);
+        options.n_ctx = 20;
+        dt_session *session = NULL;
+        CHECK_OK(dt_session_open_with(&session, &parts, &options));
+        int32_t prompt[] = {1, 2, 1, 2};
+        dt_stop stop;
+        dt_generate_options generate = {.n_max = i % 3};
+        CHECK_OK(dt_session_append(session, prompt, 4));
+        CHECK_OK(dt_session_generate(&stop, session, &generate));
+        dt_session_close(session);
+    }
+}
+
 static void keep_row(void *arg, int64_t position, const float *logits) {
     memcpy((float *)arg + position * TOY_VOCAB, logits, TOY_VOCAB * sizeof(float));
 }
@@ -486,6 +546,8 @@ int main(void) {
     test_pieces();
     test_failures();
     test_refusals();
+    test_guard();
+    test_open_close();
     test_measuring();
     CHECK(toy_n_failed == 0);
     return test_end();

@@ -70,8 +70,8 @@ static void test_greedy(test_rng *rng) {
         }
         check_tokens(&got, n_allowed, k, "greedy");
         for (int i = 0; i < got.n; i++) {
-            double error = (double)got.scores[i] -
-                ((double)logits[got.tokens[i]] - dt_log_f64(total));
+            double error =
+                (double)got.scores[i] - ((double)logits[got.tokens[i]] - dt_log_f64(total));
             CHECK_MSG(error < 2e-5 && error > -2e-5, "score off by %g", error);
             CHECK(got.scores[i] <= 1e-6f);
         }
@@ -100,7 +100,7 @@ static void test_noise(test_rng *rng) {
         dt_topk_row(&got, logits, n, &args);
         for (int i = 0; i < n; i++)
             values[i] = (double)logits[i] / (double)args.temperature +
-                dt_noise_gumbel(dt_noise_bits(args.seed, args.position, i));
+                        dt_noise_gumbel(dt_noise_bits(args.seed, args.position, i));
         check_tokens(&got, n, args.k, "noise");
         for (int i = 0; i < got.n; i++) {
             CHECK(got.scores[i] <= 1e-6f);

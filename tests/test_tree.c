@@ -28,7 +28,7 @@ static void check_best(dt_tree *tree, int n_best) {
         if (!chosen[i])
             continue;
         CHECK(at < n_got && best[at].token == tree->nodes[i].token &&
-            best[at].score == tree->nodes[i].score);
+              best[at].score == tree->nodes[i].score);
         if (i == 0)
             CHECK(best[at].parent == -1);
         else
@@ -105,7 +105,7 @@ static void test_edges(void) {
     CHECK(tree.nodes[1].score == -10000.0f && tree.nodes[2].score == 0.0f);
     CHECK(tree.nodes[3].score == -20000.0f);
     CHECK(dt_tree_child(&tree, 0, 2) == 2 && dt_tree_child(&tree, 0, 3) == -1 &&
-        dt_tree_child(&tree, 1, 3) == 3);
+          dt_tree_child(&tree, 1, 3) == 3);
     dt_tree_node best[4];
     CHECK(dt_tree_best(best, &tree, 2) == 2 && best[1].token == 2 && best[1].parent == 0);
     int32_t map[4];

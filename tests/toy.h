@@ -1,6 +1,7 @@
 /* A forward in a page of C: logits are a pseudo-random function of the path of tokens that a row
  * continues, so any mistake with rows, parents or moves gives other text. Its rows are checked
- * strictly, rows not wanted read as NaN, and a draft is the same function with some disagreement. */
+ * strictly, rows not wanted read as NaN, and a draft is the same function with some disagreement.
+ */
 #ifndef DT_TESTS_TOY_H
 #define DT_TESTS_TOY_H
 
@@ -25,12 +26,12 @@ typedef struct toy {
     dt_forward base;
     dt_model model;
     uint64_t seed;
-    float scale;      /* spread of the logits */
-    float disagree;   /* spread of what a draft adds to them */
+    float scale;    /* spread of the logits */
+    float disagree; /* spread of what a draft adds to them */
     uint64_t disagree_seed;
     int32_t changed_token; /* this token's logit gets `change` more; -1: none */
     float change;
-    int fail_at;      /* eval that fails, from 1; 0: none */
+    int fail_at; /* eval that fails, from 1; 0: none */
     int n_evals;
     int64_t n_rows_run;
     uint64_t *hashes; /* [n_rows] of the path that ends in each row */
@@ -104,8 +105,8 @@ static inline dt_err toy_eval(dt_forward *forward, const dt_batch *batch) {
     return DT_OK;
 }
 
-static inline dt_err toy_topk(dt_forward *forward, dt_topk *out, int i_row,
-    const dt_topk_args *args) {
+static inline dt_err toy_topk(
+    dt_forward *forward, dt_topk *out, int i_row, const dt_topk_args *args) {
     toy *t = (toy *)forward;
     TOY_CHECK(i_row >= 0 && i_row < t->n_batch && t->wanted[i_row]);
     int n_vocab = t->model.config.n_vocab;
@@ -175,8 +176,8 @@ static inline size_t toy_decode(const void *arg, char *out, size_t n_max, int32_
         "the ", "\n\n", "\xf0\x9f", "\x98", "\x80 "};
     char text[8] = {0};
     if (token < (int32_t)DT_COUNT(odd))
-        snprintf(text, sizeof text, "%s", token == TOY_END || token == TOY_SILENT ? ""
-                                                                               : odd[token]);
+        snprintf(
+            text, sizeof text, "%s", token == TOY_END || token == TOY_SILENT ? "" : odd[token]);
     else
         snprintf(text, sizeof text, token % 3 ? "%c" : "%cx", 'a' + token % 26);
     size_t n = strlen(text);

@@ -9,18 +9,12 @@
 /* ---- the machine ---------------------------------------------------------------------------- */
 
 static json_t *isa_levels(void) {
+    static const char *const names[] = {"c", "avx2", "avx512"};
     json_t *levels = json_array();
-    json_array_append_new(levels, json_string("c"));
-#if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vnni");
-    if (avx2)
-        json_array_append_new(levels, json_string("avx2"));
-    if (avx2 && avx512)
-        json_array_append_new(levels, json_string("avx512"));
-#endif
+    for (size_t i = 0; i < DT_COUNT(names); i++) {
+        if (dt_engine_isa_runs(names[i]))
+            json_array_append_new(levels, json_string(names[i]));
+    }
     return levels;
 }
 

@@ -145,7 +145,7 @@ static const opt OPTIONS[] = {
         "go on drafting even where it measures slower"},
     {IN_RUN | IN_BENCH, {"--independent-noise"}, OPT_FLAG, FIELD(independent_noise), 0, 0, NULL,
         "for comparisons: the draft ignores the target's random numbers"},
-    {IN_RUN | IN_BENCH | IN_PERPLEXITY, {"--prefill-batch"}, OPT_INT, FIELD(prefill_batch), 1, 64,
+    {IN_RUN | IN_BENCH | IN_PERPLEXITY, {"--prefill-batch"}, OPT_INT, FIELD(prefill_batch), 1, 4096,
         "N", "tokens of the prompt read at once"},
 
     {IN_BENCH, {"--pp"}, OPT_INT, FIELD(pp), 0, 1 << 24, "N",
@@ -183,7 +183,7 @@ static const opt OPTIONS[] = {
         "threads (default: one per core)"},
     {IN_ENGINE, {"--isa"}, OPT_WORD, FIELD(isa), 0, 0, "auto|c|avx2|avx512",
         "instruction set (default auto: the best of this CPU)"},
-    {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas",
+    {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas|float",
         "how matrices are multiplied (default auto)"},
     {IN_RUN, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",
         "figures on standard error after the answer (default text: one line)"},

@@ -6,9 +6,10 @@
 #include "models/tree.h"
 #include "src/spec/sampler.h"
 
-/* Makes a proposal fit for one pass: node 0 becomes the root token, at most n_max nodes and depth_max
- * levels below the root stay (0: the root alone). Returns the number of nodes; 0 for a tree that is
- * no tree (parents out of order, tokens outside 0 .. n_tokens-1, an impossible count). */
+/* Makes a proposal fit for one pass: node 0 becomes the root token, at most n_max nodes and
+ * depth_max levels below the root stay (0: the root alone). Returns the number of nodes; 0 for a
+ * tree that is no tree (parents out of order, tokens outside 0 .. n_tokens-1, an impossible count).
+ */
 int dt_accept_check(dt_tree_node *nodes, int32_t n_nodes, int32_t root_token, int32_t n_tokens,
     int n_max, int depth_max);
 

@@ -22,7 +22,7 @@ typedef struct dt_answer {
     int n_held;
     char held[DT_STOP_BYTES_MAX];
     dt_utf8 utf8;
-    char *out;     /* certain text not taken yet */
+    char *out; /* certain text not taken yet */
     size_t n_out, n_out_max;
 } dt_answer;
 

@@ -35,7 +35,7 @@ struct dt_link {
     /* The draft thread's. */
     uint64_t *hashes; /* [n_ctx + 1], of each prefix */
     int64_t n_tokens;
-    bool pending;     /* a verdict has not come to its final record */
+    bool pending; /* a verdict has not come to its final record */
     bool complete, published;
     int64_t work_ns;
     dt_record batch[N_RECORDS_AT_ONCE];
@@ -95,9 +95,13 @@ static dt_err publish(dt_link *link) {
 
 static dt_err serve(dt_link *link) {
     dt_draft *draft = link->draft;
-    /* Pairs with the store in dt_link_close; the bell after it ends the last wait. */
-    while (!atomic_load_explicit(&link->quit, memory_order_acquire)) {
+    for (;;) {
+        /* The count comes first: whatever is rung for after it, quitting included, ends the wait.
+         */
         uint32_t seen = dt_bell_count(&link->draft_bell);
+        /* Pairs with the store in dt_link_close. */
+        if (atomic_load_explicit(&link->quit, memory_order_acquire))
+            return DT_OK;
         int64_t start = dt_time_ns();
         int n = read_records(link);
         if (n > 0) {
@@ -119,7 +123,6 @@ static dt_err serve(dt_link *link) {
         if (idle || link->complete)
             dt_bell_wait(&link->draft_bell, seen, INT64_MAX);
     }
-    return DT_OK;
 }
 
 /* Runs however the thread ends, pthread_exit and cancellation included. */
@@ -171,8 +174,8 @@ static void free_link(dt_link *link) {
     dt_mem_free(link);
 }
 
-dt_err dt_link_open(dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots,
-    uint32_t n_records) {
+dt_err dt_link_open(
+    dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots, uint32_t n_records) {
     *out = NULL;
     dt_link *link = NULL;
     DT_TRY(dt_mem_alloc(&link, sizeof *link));

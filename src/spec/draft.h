@@ -86,12 +86,12 @@ typedef struct dt_draft_model_options {
     int n_ctx, tree, depth, topk;
     int32_t n_allowed;
     dt_sampling sampling;
-    bool noise; /* share the target's noise at temperature > 0 */
+    bool noise;  /* share the target's noise at temperature > 0 */
     float floor; /* nodes of lower score are not expanded */
 } dt_draft_model_options;
 
-dt_err dt_draft_model_open(dt_draft **out, dt_forward *forward,
-    const dt_draft_model_options *options);
+dt_err dt_draft_model_open(
+    dt_draft **out, dt_forward *forward, const dt_draft_model_options *options);
 
 /* Continuations of earlier occurrences of the timeline's longest suffix. */
 dt_err dt_draft_ngram_open(dt_draft **out, int n_ctx, int tree, int depth, int topk);
@@ -102,8 +102,8 @@ typedef struct dt_link dt_link;
 
 /* Starts the draft thread. Slots of the rings are rounded up to powers of two; 0: as many as the
  * design asks for. Takes ownership of the source on success. */
-dt_err dt_link_open(dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots,
-    uint32_t n_records);
+dt_err dt_link_open(
+    dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots, uint32_t n_records);
 /* Ends the thread, closes the source. NULL is fine. */
 void dt_link_close(dt_link *link);
 

@@ -1,10 +1,10 @@
 /* A causal language model as draft: it grows a tree of its own likeliest continuations
  * (ALGORITHM "a dynamic tree"), and keeps the KV rows of what was accepted.
  *
- * Committed rows of the KV cache hold the timeline up to the root and including it; speculative rows
- * hold the tree's expanded nodes. A verdict walks down the tree: rows on its way are committed, the
- * subtree below the bonus token stays with its rows, all else is forgotten. Tokens that have no
- * row yet are the catch-up, run as a chain. */
+ * Committed rows of the KV cache hold the timeline up to the root and including it; speculative
+ * rows hold the tree's expanded nodes. A verdict walks down the tree: rows on its way are
+ * committed, the subtree below the bonus token stays with its rows, all else is forgotten. Tokens
+ * that have no row yet are the catch-up, run as a chain. */
 #include <string.h>
 
 #include "src/base/mem.h"
@@ -17,18 +17,18 @@ typedef struct model_draft {
     dt_forward *forward; /* not owned */
     dt_draft_model_options options;
     dt_topk_args args;
-    int32_t *tokens;  /* [n_ctx], the timeline */
+    int32_t *tokens; /* [n_ctx], the timeline */
     int64_t n_tokens;
     dt_tree tree;
-    int32_t *row;     /* [N_TREE]: KV row of a node; -1: not expanded */
-    int32_t *map;     /* [N_TREE] of a re-rooting */
-    int32_t *path;    /* [N_TREE]: rows of the nodes walked since the last settling */
-    int32_t *rest;    /* [N_TREE]: rows below the new root */
+    int32_t *row;       /* [N_TREE]: KV row of a node; -1: not expanded */
+    int32_t *map;       /* [N_TREE] of a re-rooting */
+    int32_t *path;      /* [N_TREE]: rows of the nodes walked since the last settling */
+    int32_t *rest;      /* [N_TREE]: rows below the new root */
     int32_t *rest_node; /* [N_TREE] */
     int n_path;
-    bool planted;     /* the tree grows from an expanded root; its row is the last committed one */
-    bool moved;       /* tokens came since */
-    int walked;       /* the node that the timeline has come to; -1: it left the tree */
+    bool planted; /* the tree grows from an expanded root; its row is the last committed one */
+    bool moved;   /* tokens came since */
+    int walked;   /* the node that the timeline has come to; -1: it left the tree */
 } model_draft;
 
 /* ---- verdicts ---- */
@@ -147,8 +147,7 @@ static dt_err catch_up(model_draft *self) {
         DT_FAIL(DT_ERR_INTERNAL, "model draft: %d rows for %lld tokens", first,
             (long long)self->n_tokens);
     int i_last = 0;
-    DT_TRY(dt_forward_prefill(&i_last, forward, self->tokens + first, n, DT_BATCH_MAX, NULL,
-        NULL));
+    DT_TRY(dt_forward_prefill(&i_last, forward, self->tokens + first, n, DT_BATCH_MAX, NULL, NULL));
     if (first + n < self->n_tokens)
         return DT_OK;
     dt_tree_reset(&self->tree, self->tokens[self->n_tokens - 1]);
@@ -248,8 +247,8 @@ static dt_err take_memory(model_draft *self) {
     return dt_tree_init(&self->tree, N_TREE);
 }
 
-dt_err dt_draft_model_open(dt_draft **out, dt_forward *forward,
-    const dt_draft_model_options *options) {
+dt_err dt_draft_model_open(
+    dt_draft **out, dt_forward *forward, const dt_draft_model_options *options) {
     *out = NULL;
     model_draft *self = NULL;
     DT_TRY(dt_mem_alloc(&self, sizeof *self));

@@ -14,7 +14,7 @@ enum {
     NGRAM_MIN = 2,
     NGRAM_MAX = 8,
     N_LENGTHS = NGRAM_MAX - NGRAM_MIN + 1,
-    N_PLACES = 16,      /* occurrences looked at for one length */
+    N_PLACES = 16, /* occurrences looked at for one length */
     N_TREE = 256,
 };
 
@@ -25,14 +25,14 @@ typedef struct ngram {
     dt_draft base;
     int n_ctx, n_best, depth, topk;
     uint32_t mask;
-    int32_t *tokens;  /* [n_ctx] */
+    int32_t *tokens; /* [n_ctx] */
     int64_t n_tokens;
     int32_t *head[N_LENGTHS]; /* [mask + 1]: 1 + the latest place, 0 for none */
     int32_t *back[N_LENGTHS]; /* [n_ctx]: 1 + the place before with the same hash */
     /* Belief that a continuation found by a match of this length is right, learnt from verdicts. */
     float belief[N_LENGTHS];
-    int i_length;     /* of the present tree; -1: none */
-    int32_t guess;    /* its first token */
+    int i_length;  /* of the present tree; -1: none */
+    int32_t guess; /* its first token */
     dt_tree tree;
 } ngram;
 
@@ -85,7 +85,7 @@ static dt_err observe(dt_draft *draft, const dt_record *records, int n) {
 
 static bool same(const ngram *self, int64_t a, int64_t b, int n) {
     return memcmp(self->tokens + a - n + 1, self->tokens + b - n + 1,
-        (size_t)n * sizeof *self->tokens) == 0;
+               (size_t)n * sizeof *self->tokens) == 0;
 }
 
 /* Adds what followed `place` below the root; alternatives to a branch that is there are believed

@@ -31,22 +31,26 @@ static dt_err parse_matmul(dt_matmul_way *out, const char *name) {
     static const struct {
         const char *name;
         dt_matmul_way way;
-    } ways[] = {{"auto", DT_MATMUL_AUTO}, {"fused", DT_MATMUL_FUSED},
-        {"openblas", DT_MATMUL_OPENBLAS}};
+    } ways[] = {
+        {"auto", DT_MATMUL_AUTO},
+        {"fused", DT_MATMUL_FUSED},
+        {"openblas", DT_MATMUL_OPENBLAS},
+        {"float", DT_MATMUL_FLOAT},
+    };
     for (size_t i = 0; i < DT_COUNT(ways); i++) {
         if (strcmp(name ? name : "auto", ways[i].name) == 0) {
             *out = ways[i].way;
             return DT_OK;
         }
     }
-    DT_FAIL(DT_ERR_INPUT, "matrix products: want auto, fused or openblas, got \"%s\"", name);
+    DT_FAIL(DT_ERR_INPUT, "matrix products: want auto, fused, openblas or float, got \"%s\"", name);
 }
 
 static dt_err load(dt_cpu_weights **out, dt_engine *engine, const dt_model *model,
     dt_matmul_way way, const dt_engine_options *o, const char *what) {
     load_report report = {o, what};
-    dt_err err = dt_cpu_load(out, engine->cpu, model, way, o->progress ? report_load : NULL,
-        &report);
+    dt_err err =
+        dt_cpu_load(out, engine->cpu, model, way, o->progress ? report_load : NULL, &report);
     return err == DT_OK ? DT_OK : dt_err_prefix(err, "%s", what);
 }
 
@@ -59,8 +63,7 @@ static dt_err open_all(dt_engine *engine, const dt_engine_options *o) {
     DT_TRY(dt_model_open(&engine->target, o->target));
     if (o->draft) {
         DT_TRY(dt_model_open(&engine->draft, o->draft));
-        dt_err err = dt_vocab_match(&engine->n_common, engine->target->vocab,
-            engine->draft->vocab);
+        dt_err err = dt_vocab_match(&engine->n_common, engine->target->vocab, engine->draft->vocab);
         if (err != DT_OK)
             return dt_err_prefix(err, "the draft does not fit the target");
     }
@@ -143,13 +146,13 @@ static size_t longest_token(const dt_vocab *vocab) {
     return longest;
 }
 
-static dt_err open_forwards(dt_session_parts *parts, dt_engine *engine,
-    const dt_session_options *o) {
+static dt_err open_forwards(
+    dt_session_parts *parts, dt_engine *engine, const dt_session_options *o) {
     DT_TRY(dt_cpu_forward_open(&parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX));
     bool wanted = !o->own_draft && (o->draft == DT_DRAFT_AUTO || o->draft == DT_DRAFT_MODEL);
     if (wanted && engine->draft)
-        DT_TRY(dt_cpu_forward_open(&parts->draft, engine->draft_weights,
-            o->n_ctx + DRAFT_ROWS_SPARE));
+        DT_TRY(
+            dt_cpu_forward_open(&parts->draft, engine->draft_weights, o->n_ctx + DRAFT_ROWS_SPARE));
     return DT_OK;
 }
 
@@ -173,4 +176,8 @@ dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_opt
         dt_forward_close(parts.target);
     }
     return err;
+}
+
+bool dt_engine_isa_runs(const char *isa) {
+    return dt_cpu_isa_runs(isa);
 }

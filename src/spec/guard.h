@@ -14,15 +14,15 @@ typedef enum dt_guard_step {
 
 typedef struct dt_guard {
     bool enabled;
-    double plain_ns;     /* of one plain step, a running mean; 0: not known */
+    double plain_ns; /* of one plain step, a running mean; 0: not known */
     int n_plain;
-    int64_t window_ns;   /* of the latest drafted steps */
+    int64_t window_ns; /* of the latest drafted steps */
     int64_t window_tokens;
     int window_steps;
-    bool fresh;          /* the next drafted step pays for the draft's catch-up: not counted */
+    bool fresh; /* the next drafted step pays for the draft's catch-up: not counted */
     int64_t n_since_plain;
-    int64_t rest_left;   /* tokens until drafting is tried again */
-    int64_t rest_next;   /* how long the next rest will be */
+    int64_t rest_left; /* tokens until drafting is tried again */
+    int64_t rest_next; /* how long the next rest will be */
 } dt_guard;
 
 void dt_guard_init(dt_guard *guard, bool enabled);
@@ -35,8 +35,8 @@ dt_guard_step dt_guard_next(const dt_guard *guard);
 /* A step without a tree, while the draft was idle, took this long. */
 void dt_guard_plain(dt_guard *guard, int64_t step_ns);
 
-/* A step that asked the draft took this long, waiting included, and gave n_tokens. True if this makes
- * drafting rest; the rates compared are then in tokens per second. */
+/* A step that asked the draft took this long, waiting included, and gave n_tokens. True if this
+ * makes drafting rest; the rates compared are then in tokens per second. */
 bool dt_guard_drafted(dt_guard *guard, double *drafted_rate_out, double *plain_rate_out,
     int64_t step_ns, int64_t n_tokens);
 

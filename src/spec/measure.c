@@ -75,8 +75,8 @@ dt_err dt_session_time_pass(double *seconds_out, dt_session *s, int m) {
     int n = (int)s->n_tokens - 1 - first;
     int i_last = 0;
     if (n > 0)
-        DT_TRY(dt_forward_prefill(&i_last, target, s->tokens + first, n, s->options.prefill_batch,
-            NULL, NULL));
+        DT_TRY(dt_forward_prefill(
+            &i_last, target, s->tokens + first, n, s->options.prefill_batch, NULL, NULL));
     int32_t tokens[DT_BATCH_MAX], parents[DT_BATCH_MAX];
     for (int i = 0; i < m; i++) {
         tokens[i] = s->n_tokens > 0 ? s->tokens[(s->n_tokens - 1 + i) % s->n_tokens] : 0;

@@ -18,8 +18,8 @@ dt_err dt_sampling_check(const dt_sampling *o) {
     if (!within(o->temperature, 0.0f, 1e6f))
         DT_FAIL(DT_ERR_INPUT, "temperature: want 0 or more, got %g", (double)o->temperature);
     if (o->temperature > 0.0f && o->temperature < 1e-4f)
-        DT_FAIL(DT_ERR_INPUT, "temperature: want 0 or at least 0.0001, got %g",
-            (double)o->temperature);
+        DT_FAIL(
+            DT_ERR_INPUT, "temperature: want 0 or at least 0.0001, got %g", (double)o->temperature);
     if (o->top_k < 0)
         DT_FAIL(DT_ERR_INPUT, "top-k: want 0 (off) or more, got %d", o->top_k);
     if (!within(o->top_p, 1e-6f, 1.0f))
@@ -27,8 +27,8 @@ dt_err dt_sampling_check(const dt_sampling *o) {
     if (!within(o->min_p, 0.0f, 1.0f))
         DT_FAIL(DT_ERR_INPUT, "min-p: want 0 to 1, got %g", (double)o->min_p);
     if (!within(o->repeat_penalty, 1e-3f, 1e3f))
-        DT_FAIL(DT_ERR_INPUT, "repeat penalty: want 0.001 to 1000, got %g",
-            (double)o->repeat_penalty);
+        DT_FAIL(
+            DT_ERR_INPUT, "repeat penalty: want 0.001 to 1000, got %g", (double)o->repeat_penalty);
     if (!within(o->presence_penalty, -1e3f, 1e3f))
         DT_FAIL(DT_ERR_INPUT, "presence penalty: want -1000 to 1000, got %g",
             (double)o->presence_penalty);
@@ -45,8 +45,8 @@ dt_err dt_sampler_init(dt_sampler *sampler, const dt_sampling *options, int n_vo
     DT_TRY(dt_sampling_check(options));
     sampler->n_window = options->penalty_window;
     sampler->penalties = sampler->n_window > 0 &&
-        (options->repeat_penalty != 1.0f || options->presence_penalty != 0.0f ||
-            options->frequency_penalty != 0.0f);
+                         (options->repeat_penalty != 1.0f || options->presence_penalty != 0.0f ||
+                             options->frequency_penalty != 0.0f);
     size_t n = (size_t)n_vocab;
     dt_err err = DT_OK;
     if (sampler->penalties) {
@@ -72,8 +72,8 @@ void dt_sampler_deinit(dt_sampler *sampler) {
 }
 
 /* The logits after penalties, in the sampler's own memory. */
-static const float *penalise(dt_sampler *s, const float *logits, const int32_t *tokens,
-    int64_t n_tokens) {
+static const float *penalise(
+    dt_sampler *s, const float *logits, const int32_t *tokens, int64_t n_tokens) {
     float *out = s->penalised;
     memcpy(out, logits, (size_t)s->n_vocab * sizeof *out);
     int64_t first = n_tokens > s->n_window ? n_tokens - s->n_window : 0;
@@ -89,8 +89,8 @@ static const float *penalise(dt_sampler *s, const float *logits, const int32_t *
         float l = out[token];
         float repeat = s->options.repeat_penalty;
         l = l > 0.0f ? l / repeat : l * repeat;
-        out[token] = l -
-            (s->options.presence_penalty + (float)count * s->options.frequency_penalty);
+        out[token] =
+            l - (s->options.presence_penalty + (float)count * s->options.frequency_penalty);
     }
     return out;
 }
@@ -164,7 +164,7 @@ typedef struct cut {
 
 static inline bool allows(const cut *c, float logit, int32_t token) {
     return (logit > c->logit || (logit == c->logit && token <= c->token)) &&
-        (double)logit >= c->floor;
+           (double)logit >= c->floor;
 }
 
 static void cut_at(cut *c, const float *logits, int32_t token) {
@@ -182,15 +182,16 @@ static void cut_top_k(cut *c, dt_sampler *s, const float *logits) {
             sum += (double)dt_scan_exp((logits[s->candidates[i]] - s->scan.best) * inverse);
         int kept = 0;
         while (kept < n && reached < sum * (double)s->options.top_p)
-            reached += (double)dt_scan_exp(
-                (logits[s->candidates[kept++]] - s->scan.best) * inverse);
+            reached +=
+                (double)dt_scan_exp((logits[s->candidates[kept++]] - s->scan.best) * inverse);
         n = DT_MAX(kept, 1);
     }
     cut_at(c, logits, s->candidates[n - 1]);
 }
 
-/* Top-p of a whole row: weights are summed by buckets of distance to the best, and only the bucket in
- * which the sum is reached is put in order. Tokens beyond the last bucket (e^-40) weigh nothing. */
+/* Top-p of a whole row: weights are summed by buckets of distance to the best, and only the bucket
+ * in which the sum is reached is put in order. Tokens beyond the last bucket (e^-40) weigh nothing.
+ */
 enum { N_BUCKETS = 160 };
 static const float BUCKETS_PER_T = 4.0f;
 
@@ -260,7 +261,7 @@ typedef struct draw {
     uint64_t seed;
     int32_t token; /* best so far, -1 before the first */
     double value;
-    double limit;  /* a token whose logit is below cannot win */
+    double limit; /* a token whose logit is below cannot win */
 } draw;
 
 static void consider(draw *d, int32_t token, uint32_t bits) {
@@ -280,8 +281,8 @@ static void draw_block(draw *d, const cut *c, float top, int first, int end) {
     int n_near = 0;
     for (int i = first; i < end; i++)
         n_near += d->logits[i] >= low;
-    /* Noise of a whole block costs some 20 single ones. Hardly any passes the bound, so it is looked
-     * at first. */
+    /* Noise of a whole block costs some 20 single ones. Hardly any passes the bound, so it is
+     * looked at first. */
     uint32_t bits[DT_SCAN_BLOCK];
     bool whole = n_near > 20;
     if (whole)
@@ -299,8 +300,8 @@ static void draw_block(draw *d, const cut *c, float top, int first, int end) {
     }
 }
 
-int32_t dt_sampler_next(dt_sampler *s, const float *logits, const int32_t *tokens,
-    int64_t n_tokens) {
+int32_t dt_sampler_next(
+    dt_sampler *s, const float *logits, const int32_t *tokens, int64_t n_tokens) {
     const dt_sampling *o = &s->options;
     if (s->penalties)
         logits = penalise(s, logits, tokens, n_tokens);

@@ -1,6 +1,7 @@
 /* The one definition of the next token, with and without a draft:
  *
- *     y = argmax over the allowed tokens of (l / T + G(seed, position, token)), ties to the smaller id
+ *     y = argmax over the allowed tokens of (l / T + G(seed, position, token)), ties to the smaller
+ * id
  *
  * where l are the logits after penalties and the tokens allowed are those that top-k, top-p and
  * min-p leave. At T = 0 it is the argmax of l. The tokens before are an argument, so that nodes of
@@ -37,7 +38,7 @@ dt_err dt_sampler_init(dt_sampler *sampler, const dt_sampling *options, int n_vo
 void dt_sampler_deinit(dt_sampler *sampler); /* takes a zeroed one too */
 
 /* The token that follows tokens[0 .. n_tokens-1], of logits [n_vocab]. Its position is n_tokens. */
-int32_t dt_sampler_next(dt_sampler *sampler, const float *logits, const int32_t *tokens,
-    int64_t n_tokens);
+int32_t dt_sampler_next(
+    dt_sampler *sampler, const float *logits, const int32_t *tokens, int64_t n_tokens);
 
 #endif

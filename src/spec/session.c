@@ -8,6 +8,7 @@ enum {
     TREE_DEFAULT = 8,
     TOPK_DEFAULT = 2,
     PREFILL_BATCH_DEFAULT = 64,
+    PREFILL_BATCH_MAX = 4096,
 };
 
 /* A node that the draft believes in with less than 2% is not worth a row of its forward. */
@@ -39,7 +40,8 @@ static dt_err fill_options(dt_session_options *o) {
         o->depth = DT_MIN(o->tree - 1, DT_STAT_DEPTH_MAX);
     DT_TRY(check_range("tree depth", o->depth, 1, DT_STAT_DEPTH_MAX));
     DT_TRY(check_range("children of a node", o->topk, 1, DT_TOPK_MAX));
-    DT_TRY(check_range("prefill batch", o->prefill_batch, 1, DT_BATCH_MAX));
+    DT_TRY(check_range("prefill batch", o->prefill_batch, 1, PREFILL_BATCH_MAX));
+    o->prefill_batch = DT_MIN(o->prefill_batch, DT_BATCH_MAX); /* what one pass takes */
     return dt_sampling_check(&o->sampling);
 }
 
@@ -60,16 +62,17 @@ static dt_err open_source(dt_draft **out, dt_session *s) {
     if (!s->parts.draft)
         DT_FAIL(DT_ERR_INPUT, "a draft model is asked for, but none is loaded");
     s->n_allowed = DT_MIN(s->parts.n_common, s->n_vocab);
-    return dt_draft_model_open(out, s->parts.draft, &(dt_draft_model_options){
-        .n_ctx = s->n_ctx,
-        .tree = o->tree,
-        .depth = o->depth,
-        .topk = o->topk,
-        .n_allowed = s->n_allowed,
-        .sampling = o->sampling,
-        .noise = !o->independent_noise,
-        .floor = DRAFT_FLOOR,
-    });
+    return dt_draft_model_open(out, s->parts.draft,
+        &(dt_draft_model_options){
+            .n_ctx = s->n_ctx,
+            .tree = o->tree,
+            .depth = o->depth,
+            .topk = o->topk,
+            .n_allowed = s->n_allowed,
+            .sampling = o->sampling,
+            .noise = !o->independent_noise,
+            .floor = DRAFT_FLOOR,
+        });
 }
 
 static dt_err open_parts(dt_session *s) {
@@ -101,8 +104,8 @@ static void free_session(dt_session *s) {
     dt_mem_free(s);
 }
 
-dt_err dt_session_open_with(dt_session **out, const dt_session_parts *parts,
-    const dt_session_options *options) {
+dt_err dt_session_open_with(
+    dt_session **out, const dt_session_parts *parts, const dt_session_options *options) {
     *out = NULL;
     dt_session_options filled = *options;
     DT_TRY(fill_options(&filled));
@@ -163,8 +166,7 @@ dt_err dt_session_rewind(dt_session *s, int64_t n) {
             (long long)s->n_tokens, (long long)n);
     s->n_tokens = n;
     int64_t n_rows = DT_MAX(n - 1, 0);
-    dt_forward_truncate(s->parts.target,
-        (int)DT_MIN(n_rows, s->parts.target->rows.n_committed));
+    dt_forward_truncate(s->parts.target, (int)DT_MIN(n_rows, s->parts.target->rows.n_committed));
     if (s->link)
         dt_link_cut(s->link, n);
     return DT_OK;
@@ -192,8 +194,8 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     int64_t start = dt_time_ns();
     prefill_report report = {turn->options, n};
     int i_last = 0;
-    dt_err err = dt_forward_prefill(&i_last, target, s->tokens + first, n,
-        s->options.prefill_batch, turn->options->prefill ? report_prefill : NULL, &report);
+    dt_err err = dt_forward_prefill(&i_last, target, s->tokens + first, n, s->options.prefill_batch,
+        turn->options->prefill ? report_prefill : NULL, &report);
     s->stats.n_prompt = target->rows.n_committed - first;
     s->stats.prefill_seconds = (double)(dt_time_ns() - start) * 1e-9;
     if (err != DT_ERR_STOPPED)
@@ -242,10 +244,10 @@ void dt_session_stats(const dt_session *s, dt_stats *out) {
     const dt_draft *draft = s->link ? dt_link_draft(s->link) : NULL;
     out->draft_source = draft ? draft->name : "none";
     out->draft_device = draft ? draft->device : "none";
-    out->draft_state = !draft ? "none"
-        : s->dead             ? "dead"
-        : dt_guard_rests(&s->guard) ? "off"
-                              : "on";
+    out->draft_state = !draft                      ? "none"
+                       : s->dead                   ? "dead"
+                       : dt_guard_rests(&s->guard) ? "off"
+                                                   : "on";
     out->numerics = s->parts.target->numerics;
     out->seed = s->options.sampling.seed;
     out->kv_bytes = s->parts.target->kv_bytes + (s->parts.draft ? s->parts.draft->kv_bytes : 0);

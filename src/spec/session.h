@@ -18,13 +18,13 @@ typedef struct dt_speech {
     /* The token's bytes; at most n_max are written. NULL: tokens show nothing. */
     size_t (*decode)(const void *arg, char *out, size_t n_max, int32_t token);
     bool (*ends)(const void *arg, int32_t token); /* NULL: none does */
-    size_t n_bytes_max; /* of one token */
+    size_t n_bytes_max;                           /* of one token */
 } dt_speech;
 
 typedef struct dt_session_parts {
-    dt_forward *target;    /* room for n_ctx + DT_TREE_MAX rows */
-    dt_forward *draft;     /* NULL without one */
-    int32_t n_common;      /* ids below may be proposed by the draft model */
+    dt_forward *target; /* room for n_ctx + DT_TREE_MAX rows */
+    dt_forward *draft;  /* NULL without one */
+    int32_t n_common;   /* ids below may be proposed by the draft model */
     dt_speech speech;
     /* For tests; 0: as designed. */
     uint32_t n_snapshots, n_records; /* slots of the rings */
@@ -33,28 +33,28 @@ typedef struct dt_session_parts {
 
 /* The session owns the forwards and own_draft once this has succeeded, not before. n_ctx may not be
  * 0 here. */
-dt_err dt_session_open_with(dt_session **out, const dt_session_parts *parts,
-    const dt_session_options *options);
+dt_err dt_session_open_with(
+    dt_session **out, const dt_session_parts *parts, const dt_session_options *options);
 
 struct dt_session {
     dt_session_parts parts;
     dt_session_options options; /* defaults filled in */
     int n_ctx, n_vocab;
-    int32_t n_allowed;  /* ids below may be proposed */
+    int32_t n_allowed; /* ids below may be proposed */
 
     /* The timeline. The target's KV cache holds a prefix of it that never includes the last token,
      * the root of the next tree. Room for the tokens drawn by one walk beyond n_ctx. */
-    int32_t *tokens;    /* [n_ctx + DT_TREE_MAX] */
-    uint64_t *hashes;   /* [n_ctx + 1] of each prefix */
+    int32_t *tokens;  /* [n_ctx + DT_TREE_MAX] */
+    uint64_t *hashes; /* [n_ctx + 1] of each prefix */
     int64_t n_tokens;
 
     dt_sampler sampler;
     dt_answer answer;
-    char *token_bytes;  /* [parts.speech.n_bytes_max] */
+    char *token_bytes; /* [parts.speech.n_bytes_max] */
 
-    dt_link *link;      /* NULL without a draft */
+    dt_link *link; /* NULL without a draft */
     dt_guard guard;
-    bool dead;          /* the draft has ended, and the user was told */
+    bool dead; /* the draft has ended, and the user was told */
     bool rest_told;
     dt_snapshot snapshot; /* the latest taken */
     double mean_draft_ns; /* of a tree, running; 0: not known */
@@ -72,8 +72,8 @@ struct dt_session {
 /* One call of dt_session_generate. */
 typedef struct dt_turn {
     const dt_generate_options *options;
-    int64_t n_left;  /* tokens of the budget */
-    bool first;      /* no step was made yet */
+    int64_t n_left; /* tokens of the budget */
+    bool first;     /* no step was made yet */
     bool stopped;
     dt_stop stop;
 } dt_turn;

@@ -1,16 +1,16 @@
-/* The verify side of a step: ask for a tree, run the target over it, walk down along the target's own
- * tokens, keep their rows, tell the draft, hand out the text. */
+/* The verify side of a step: ask for a tree, run the target over it, walk down along the target's
+ * own tokens, keep their rows, tell the draft, hand out the text. */
 #include <stdio.h>
 #include <string.h>
 
 #include "src/base/mem.h"
 #include "src/spec/session.h"
 
-static const int64_t WAIT_MIN_NS = 5000000;
+static const int64_t WAIT_MIN_NS = 20000000;
 static const int64_t WAIT_MAX_NS = 2000000000; /* the first tree: the draft reads the prompt */
 static const int64_t WAIT_LATE_NS = 100000000; /* never had a tree, and late before */
 enum {
-    N_LATE_MAX = 4,    /* late steps in a row after which verify stops waiting */
+    N_LATE_MAX = 4,     /* late steps in a row after which verify stops waiting */
     N_UNASKED_MAX = 64, /* steps after which it waits once more */
 };
 
@@ -40,9 +40,9 @@ static int64_t patience_ns(dt_session *s, const dt_turn *turn) {
     if (s->mean_draft_ns <= 0.0)
         return WAIT_LATE_NS;
     double ns = s->mean_draft_ns * 4.0;
-    return ns < (double)WAIT_MIN_NS ? WAIT_MIN_NS
-        : ns > (double)WAIT_MAX_NS  ? WAIT_MAX_NS
-                                    : (int64_t)ns;
+    return ns < (double)WAIT_MIN_NS   ? WAIT_MIN_NS
+           : ns > (double)WAIT_MAX_NS ? WAIT_MAX_NS
+                                      : (int64_t)ns;
 }
 
 /* Waits for a snapshot of the present timeline, in s->snapshot. */
@@ -125,8 +125,8 @@ static dt_err run_target(dt_session *s) {
     DT_TRY(dt_forward_eval(target, &(dt_batch){s->n_nodes, tokens, parents, NULL}));
     int64_t end = dt_time_ns();
     s->stats.verify_seconds += (double)(end - start) * 1e-9;
-    dt_accept_walk(&s->walk, &s->sampler, s->tree, s->n_nodes, target->logits, s->tokens,
-        s->n_tokens);
+    dt_accept_walk(
+        &s->walk, &s->sampler, s->tree, s->n_nodes, target->logits, s->tokens, s->n_tokens);
     s->stats.sample_seconds += (double)(dt_time_ns() - end) * 1e-9;
     return DT_OK;
 }
@@ -176,15 +176,14 @@ static dt_err commit(dt_session *s, int n) {
         return err;
     }
     for (int i = 0; i < n; i++, s->n_tokens++)
-        s->hashes[s->n_tokens + 1] =
-            dt_hash_next(s->hashes[s->n_tokens], s->tokens[s->n_tokens]);
+        s->hashes[s->n_tokens + 1] = dt_hash_next(s->hashes[s->n_tokens], s->tokens[s->n_tokens]);
     return DT_OK;
 }
 
 static void account(dt_session *s, const dt_turn *turn, origin from, int64_t step_ns,
     int64_t wait_ns, int n_tokens) {
     bool idle = from == ORIGIN_NONE || from == ORIGIN_PROBE ||
-        (from == ORIGIN_DRAFT && s->n_nodes == 1 && dt_link_draft(s->link)->serial);
+                (from == ORIGIN_DRAFT && s->n_nodes == 1 && dt_link_draft(s->link)->serial);
     if (idle)
         dt_guard_plain(&s->guard, step_ns - wait_ns);
     double drafted = 0.0, plain = 0.0;
@@ -240,8 +239,8 @@ dt_err dt_verify_step(dt_session *s, dt_turn *turn) {
     DT_TRY(commit(s, n));
     int64_t wait_ns = (int64_t)((s->stats.wait_seconds - waited) * 1e9);
     account(s, turn, from, dt_time_ns() - start, wait_ns, n);
-    /* The draft goes on while the text is handed out. After the last token it would grow a tree that
-     * may never be asked for. */
+    /* The draft goes on while the text is handed out. After the last token it would grow a tree
+     * that may never be asked for. */
     if (!turn->stopped && dt_session_drafts(s))
         dt_link_send(s->link, s->tokens, s->n_tokens);
     n = deliver(s, turn, n);

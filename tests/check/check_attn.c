@@ -1,5 +1,5 @@
-/* Attention over a range: variants against the C table in bits, the C table against double precision
- * from an ordinary layout, for trees whose rows lie apart. */
+/* Attention over a range: variants against the C table in bits, the C table against double
+ * precision from an ordinary layout, for trees whose rows lie apart. */
 #include <math.h>
 
 #include "cpu/attn.h"
@@ -54,10 +54,10 @@ static void make_case(attn_case *c, test_rng *rng) {
     c->n_part = (size_t)c->n_rows * (size_t)c->n_group * stride;
     c->part = check_memory(c->n_part * sizeof(float));
     c->scores = check_memory(DT_ATTN_QUERIES * DT_ATTN_RANGE * sizeof(float));
-    c->range = (dt_attn_range){c->head_dim, v_stride, c->n_group, c->n_rows, c->n_committed,
-        c->position0, 1.0f / sqrtf((float)c->head_dim), c->rows, c->q,
-        (size_t)(c->n_group * c->head_dim), c->keys, c->values, c->part,
-        (size_t)c->n_group * stride, stride, c->scores};
+    c->range =
+        (dt_attn_range){c->head_dim, v_stride, c->n_group, c->n_rows, c->n_committed, c->position0,
+            1.0f / sqrtf((float)c->head_dim), c->rows, c->q, (size_t)(c->n_group * c->head_dim),
+            c->keys, c->values, c->part, (size_t)c->n_group * stride, stride, c->scores};
 }
 
 /* Largest error of the C result against double precision, in units of what rounding allows. */
@@ -74,8 +74,8 @@ static double error_of(const attn_case *c) {
                 at[n] = p < c->n_committed ? p : c->ancestors[r][p - c->n_committed];
                 double s = 0, absolute = 0;
                 for (int d = 0; d < c->head_dim; d++) {
-                    double k = dt_f16_to_f32(
-                        c->keys[at[n] / 16 * 16 * c->head_dim + d * 16 + at[n] % 16]);
+                    double k =
+                        dt_f16_to_f32(c->keys[at[n] / 16 * 16 * c->head_dim + d * 16 + at[n] % 16]);
                     s += q[d] * k;
                     absolute += fabs(q[d] * k);
                 }
@@ -139,7 +139,8 @@ static int check_one(const check_run *run, test_rng *rng, const dt_kernels *tabl
 }
 
 int check_attn(const check_run *run) {
-    if (run->table.attn_range == run->below.attn_range && run->table.attn_range != run->c.attn_range)
+    if (run->table.attn_range == run->below.attn_range &&
+        run->table.attn_range != run->c.attn_range)
         return 0;
     test_rng rng = {run->seed};
     for (int i = 0; i < 60; i++) {
@@ -224,7 +225,8 @@ void check_attn_bench(const check_run *run, const char *pattern) {
         do {
             check_memory_reset();
             make_case(&c, &rng);
-        } while (c.head_dim != 128 || c.n_group != 6 || c.n_committed < 512 || c.n_rows < n_rows[i]);
+        } while (
+            c.head_dim != 128 || c.n_group != 6 || c.n_committed < 512 || c.n_rows < n_rows[i]);
         c.range.n_rows = n_rows[i];
         c.range.position0 = 0;
         double samples[31];

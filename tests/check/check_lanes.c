@@ -108,13 +108,13 @@ static int check_tables(const check_run *run, const dt_kernels *table) {
             return check_failed(run, off, "the C reference is off");
         if (!check_survives(run_all, &(lanes_call){table, &c, &got}))
             return check_failed(run, "lanes", "died of %s", check_signal);
-        const char *name = compare_floats(want.norm, got.norm) ? "rms_norm"
-            : compare_floats(want.gate, got.gate)              ? "swiglu"
-            : compare_floats(want.sum, got.sum)                ? "add"
-            : compare_floats(want.turned, got.turned)          ? "rope"
-            : compare_floats(want.combined, got.combined)      ? "attn_combine"
-            : memcmp(want.half, got.half, sizeof want.half)    ? "to_f16"
-                                                               : NULL;
+        const char *name = compare_floats(want.norm, got.norm)             ? "rms_norm"
+                           : compare_floats(want.gate, got.gate)           ? "swiglu"
+                           : compare_floats(want.sum, got.sum)             ? "add"
+                           : compare_floats(want.turned, got.turned)       ? "rope"
+                           : compare_floats(want.combined, got.combined)   ? "attn_combine"
+                           : memcmp(want.half, got.half, sizeof want.half) ? "to_f16"
+                                                                           : NULL;
         if (name)
             return check_failed(run, name, "n %d, kind %d: differs", c.n, i % CHECK_ROW_KINDS);
     }
@@ -144,7 +144,8 @@ static void break_rope(float *head, const float *cos_sin, int n_rot, bool halves
 }
 
 int check_lanes_breaks(const check_run *run) {
-    static const char *const names[] = {"norm without its tail", "gate past the end", "rope pairing"};
+    static const char *const names[] = {
+        "norm without its tail", "gate past the end", "rope pairing"};
     int n_missed = 0;
     right = run->c;
     for (int i = 0; i < 3; i++) {

@@ -11,7 +11,7 @@ typedef struct matmul_case {
     int k, n_out;
     uint8_t *file; /* the tensor's bytes */
     dt_packed packed;
-    dt_act act; /* [N_ROWS] */
+    dt_act act;  /* [N_ROWS] */
     float *want; /* [n_panels][N_ROWS][16] */
 } matmul_case;
 
@@ -27,8 +27,8 @@ static int act_block(dt_type type) {
 }
 
 /* `x` gets the plain rows; quantised by the reference. */
-static void fill_act(dt_act *act, const dt_kernels *c, dt_type type, int k, int n_rows,
-    test_rng *rng) {
+static void fill_act(
+    dt_act *act, const dt_kernels *c, dt_type type, int k, int n_rows, test_rng *rng) {
     size_t rows = (size_t)n_rows, width = (size_t)k;
     float *x = check_memory(rows * width * sizeof *x);
     *act = (dt_act){.k = k, .block = act_block(type), .x = x, .x_stride = width};
@@ -47,13 +47,16 @@ static void fill_act(dt_act *act, const dt_kernels *c, dt_type type, int k, int 
 }
 
 static dt_tensor tensor_of(const matmul_case *mc) {
-    return (dt_tensor){.name = "check", .type = mc->type, .n_dims = 2,
-        .ne = {mc->k, mc->n_out, 1, 1}, .data = mc->file,
+    return (dt_tensor){.name = "check",
+        .type = mc->type,
+        .n_dims = 2,
+        .ne = {mc->k, mc->n_out, 1, 1},
+        .data = mc->file,
         .n_bytes = dt_type_row_bytes(mc->type, mc->k) * (size_t)mc->n_out};
 }
 
-static void open_case(matmul_case *mc, const dt_kernels *c, dt_type type, int k, int n_out,
-    test_rng *rng) {
+static void open_case(
+    matmul_case *mc, const dt_kernels *c, dt_type type, int k, int n_out, test_rng *rng) {
     *mc = (matmul_case){.type = type, .k = k, .n_out = n_out};
     mc->file = check_memory(dt_type_row_bytes(type, k) * (size_t)n_out);
     weights_random(mc->file, type, n_out, k, rng);
@@ -68,8 +71,8 @@ static void open_case(matmul_case *mc, const dt_kernels *c, dt_type type, int k,
     fill_act(&mc->act, c, type, k, N_ROWS, rng);
     mc->want = check_memory((size_t)n_panels * N_ROWS * ROWS * sizeof *mc->want);
     for (int p = 0; p < n_panels; p++)
-        c->matmul[type](mc->want + (size_t)p * N_ROWS * ROWS, ROWS,
-            data + (size_t)p * panel_bytes, &mc->act, 0, N_ROWS);
+        c->matmul[type](mc->want + (size_t)p * N_ROWS * ROWS, ROWS, data + (size_t)p * panel_bytes,
+            &mc->act, 0, N_ROWS);
 }
 
 typedef struct call {
@@ -108,16 +111,18 @@ static int check_call(const check_run *run, const char *name, const matmul_case 
             return check_failed(run, name, "wrote outside, float %ld, at k %d, m %d, stride %zu",
                 (long)i - ROOM, mc->k, m, out_stride);
         if (output && !check_same(out[at], want[row * ROWS + lane]))
-            return check_failed(run, name, "k %d, panel %d, row %zu of %d from %d, lane %zu: "
-                "%.9g, want %.9g", mc->k, i_panel, row, m, row0, lane, (double)out[at],
+            return check_failed(run, name,
+                "k %d, panel %d, row %zu of %d from %d, lane %zu: "
+                "%.9g, want %.9g",
+                mc->k, i_panel, row, m, row0, lane, (double)out[at],
                 (double)want[row * ROWS + lane]);
     }
     return 0;
 }
 
 /* Every number of rows from every remainder of a first row. */
-static int check_variant(const check_run *run, const char *name, const matmul_case *mc,
-    dt_matmul_fn fn, test_rng *rng) {
+static int check_variant(
+    const check_run *run, const char *name, const matmul_case *mc, dt_matmul_fn fn, test_rng *rng) {
     for (int m = 1; m <= M_MAX; m++) {
         int row0 = (int)test_rng_below(rng, (uint32_t)(N_ROWS - m + 1));
         int i_panel = m % mc->packed.n_panels;
@@ -141,23 +146,26 @@ static int check_exact(const check_run *run, const char *name, const matmul_case
             for (int i = 0; i < mc->k; i++) {
                 double one, x;
                 double w = weights_exact(&one, mc->type,
-                    mc->file + ((size_t)o * (size_t)n_blocks + (size_t)(i / block)) *
-                        (size_t)block_bytes, i % block);
+                    mc->file +
+                        ((size_t)o * (size_t)n_blocks + (size_t)(i / block)) * (size_t)block_bytes,
+                    i % block);
                 size_t at = (size_t)r * (size_t)mc->k + (size_t)i;
                 x = mc->act.block == 0 ? (double)mc->act.x[at]
                                        : (double)mc->act.d[at / (size_t)block] * mc->act.q[at];
                 sum += w * x;
                 size += one * fabs(x);
             }
-            float got = mc->want[((size_t)(o / ROWS) * N_ROWS + (size_t)r) * ROWS +
-                (size_t)(o % ROWS)];
+            float got =
+                mc->want[((size_t)(o / ROWS) * N_ROWS + (size_t)r) * ROWS + (size_t)(o % ROWS)];
             double bound = (2 * n_blocks + 4) * 0x1p-24 * size + n_blocks * 0x1p-120;
             if (!isfinite(sum)) {
                 if (isfinite(got))
                     return check_failed(run, name, "k %d: finite, want %g", mc->k, sum);
             } else if (size < 1e38 && !(fabs(got - sum) <= bound)) {
-                return check_failed(run, name, "k %d, output %d, row %d: %.9g is off %.9g by %g, "
-                    "bound %g", mc->k, o, r, (double)got, sum, got - sum, bound);
+                return check_failed(run, name,
+                    "k %d, output %d, row %d: %.9g is off %.9g by %g, "
+                    "bound %g",
+                    mc->k, o, r, (double)got, sum, got - sum, bound);
             }
         }
     return 0;
@@ -178,8 +186,8 @@ static int check_pack(const check_run *run, const char *name, const matmul_case 
     }
     size_t file = row_bytes * ROWS, packed = mc->packed.panel_bytes;
     if (packed % 64 || (double)packed > 1.04 * (double)file + 64)
-        return check_failed(run, name, "k %d: %zu bytes a panel, the file has %zu", mc->k, packed,
-            file);
+        return check_failed(
+            run, name, "k %d: %zu bytes a panel, the file has %zu", mc->k, packed, file);
     return 0;
 }
 
@@ -232,57 +240,57 @@ int check_matmul(const check_run *run) {
 
 static dt_matmul_fn break_q4_K, break_q8_0;
 
-static void broken_last_row(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_last_row(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     break_q4_K(out, out_stride, panel, act, row0, n_rows);
     float *last = out + (size_t)(n_rows - 1) * out_stride + ROWS - 1;
     *last = nextafterf(*last, 1e30f);
 }
-static void broken_row0(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_row0(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     (void)row0;
     break_q4_K(out, out_stride, panel, act, 0, n_rows);
 }
-static void broken_too_few(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_too_few(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     break_q4_K(out, out_stride, panel, act, row0, n_rows - 1);
 }
-static void broken_past_row(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_past_row(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     break_q4_K(out, out_stride, panel, act, row0, n_rows);
     out[(size_t)(n_rows - 1) * out_stride + ROWS] = 0.0f;
 }
-static void broken_before(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_before(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     break_q4_K(out, out_stride, panel, act, row0, n_rows);
     out[-1] = 0.0f;
 }
-static void broken_reads_past(float *out, size_t out_stride, const uint8_t *panel,
-    const dt_act *act, int row0, int n_rows) {
+static void broken_reads_past(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     break_q4_K(out, out_stride, panel, act, row0, n_rows);
     (void)((const volatile uint8_t *)panel)[dt_pack_panel_bytes(DT_TYPE_Q4_K, act->k)];
 }
 
 static uint8_t changed[35 * DT_Q4K_BYTES];
 
-static void broken_nibble(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_nibble(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     memcpy(changed, panel, dt_pack_panel_bytes(DT_TYPE_Q4_K, act->k));
     for (int i = 0; i < DT_LINE; i++) {
-        uint8_t *b = changed + DT_KM_LINES + 31 * DT_LINE + i;
+        uint8_t *b = changed + DT_Q4K_LINES + 31 * DT_LINE + i;
         *b = (uint8_t)(*b << 4 | *b >> 4);
     }
     break_q4_K(out, out_stride, changed, act, row0, n_rows);
 }
-static void broken_min(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_min(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     memcpy(changed, panel, dt_pack_panel_bytes(DT_TYPE_Q4_K, act->k));
     memset(changed + DT_KM_MIN + 96, 0, 32);
     break_q4_K(out, out_stride, changed, act, row0, n_rows);
 }
 /* -128 taken for -127, as a kernel that negates bytes does. */
-static void broken_lowest(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, int n_rows) {
+static void broken_lowest(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, int n_rows) {
     size_t n = dt_pack_panel_bytes(DT_TYPE_Q8_0, act->k);
     memcpy(changed, panel, n);
     for (size_t i = DT_LINE; i < n; i++)
@@ -325,8 +333,8 @@ static const size_t bench_hot_bytes = 320 << 10, bench_memory_bytes = (size_t)25
 static const size_t bench_sample_bytes = 2 << 20;
 
 /* ns per byte of packed weights, walking round `n_bytes` of panels for some 0.15 s. */
-static double bench_walk(dt_matmul_fn fn, const uint8_t *panels, size_t panel_bytes,
-    size_t n_bytes, const dt_act *act, int m) {
+static double bench_walk(dt_matmul_fn fn, const uint8_t *panels, size_t panel_bytes, size_t n_bytes,
+    const dt_act *act, int m) {
     static float out[BENCH_ROWS * ROWS];
     static double samples[BENCH_SAMPLES];
     size_t n_panels = n_bytes / panel_bytes, at = 0;

@@ -36,8 +36,7 @@ static const char *difference(const quantised *a, const quantised *b) {
         return "d";
     if (memcmp(a->act.sum32, b->act.sum32, (3 * a->n_32 + TAIL) * sizeof(int16_t)) != 0)
         return "sum32";
-    if (a->n_16 &&
-        memcmp(a->act.sum16, b->act.sum16, (3 * a->n_16 + TAIL) * sizeof(int16_t)) != 0)
+    if (a->n_16 && memcmp(a->act.sum16, b->act.sum16, (3 * a->n_16 + TAIL) * sizeof(int16_t)) != 0)
         return "sum16";
     return NULL;
 }
@@ -92,8 +91,8 @@ static void do_call(void *arg) {
     c->fn(c->act, 1, c->x);
 }
 
-static int check_row(const check_run *run, dt_quantise_fn fn, int k, int block, int kind,
-    test_rng *rng) {
+static int check_row(
+    const check_run *run, dt_quantise_fn fn, int k, int block, int kind, test_rng *rng) {
     float *x = check_memory((size_t)k * sizeof *x);
     check_fill_row(x, k, kind, rng);
     if (test_rng_below(rng, 2)) /* products halfway between two integers */
@@ -112,12 +111,14 @@ static int check_row(const check_run *run, dt_quantise_fn fn, int k, int block, 
         failed = check_failed(run, "quantise", "%s at k %d, block %d", check_signal, k, block);
     const char *what = failed ? NULL : difference(&got, &want);
     if (what)
-        failed = check_failed(run, "quantise", "%s, k %d, block %d, row kind %d", what, k, block,
-            kind);
+        failed =
+            check_failed(run, "quantise", "%s, k %d, block %d, row kind %d", what, k, block, kind);
     what = failed ? NULL : against_rules(&want, x);
     if (what)
-        failed = check_failed(run, "quantise", "the reference breaks the rules: %s, k %d, block %d,"
-            " row kind %d", what, k, block, kind);
+        failed = check_failed(run, "quantise",
+            "the reference breaks the rules: %s, k %d, block %d,"
+            " row kind %d",
+            what, k, block, kind);
     check_memory_reset();
     return failed;
 }
@@ -127,8 +128,8 @@ static int check_fn(const check_run *run, dt_quantise_fn fn) {
     for (int round = 0; round < 40; round++)
         for (int kind = 0; kind < CHECK_ROW_KINDS; kind++)
             for (int block = 32; block <= 256; block += 224)
-                if (check_row(run, fn, block * (1 + (int)test_rng_below(&rng, 35)), block, kind,
-                        &rng))
+                if (check_row(
+                        run, fn, block * (1 + (int)test_rng_below(&rng, 35)), block, kind, &rng))
                     return 1;
     return 0;
 }

@@ -77,8 +77,8 @@ static inline void weights_random(uint8_t *rows, dt_type type, int n_out, int k,
         else if (type == DT_TYPE_BF16)
             memcpy(rows + 2 * i, &bf, 2);
         else
-            weights_random_block(rows + i * (size_t)dt_type_block_bytes(type), type,
-                pick < 5 ? (int)pick : 0, rng);
+            weights_random_block(
+                rows + i * (size_t)dt_type_block_bytes(type), type, pick < 5 ? (int)pick : 0, rng);
     }
 }
 
@@ -135,7 +135,7 @@ static inline double weights_exact(double *size, dt_type type, const uint8_t *b,
         d = weights_half(b + 108);
         q = (b[32 + i / 128 * 32 + i % 32] >> run % 4 * 2) % 4 + (b[i % 32] >> run) % 2 * 4 - 4;
         scale = (j < 8 ? b[96 + j] % 16 : b[96 + j - 8] / 16) +
-            (b[104 + j % 4] >> j / 4 * 2) % 4 * 16 - 32;
+                (b[104 + j % 4] >> j / 4 * 2) % 4 * 16 - 32;
         break;
     }
     case DT_TYPE_Q4_K:

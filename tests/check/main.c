@@ -48,10 +48,10 @@ bool check_survives(void (*fn)(void *arg), void *arg) {
         return true;
     }
     rescue_is_set = 0;
-    check_signal = number == SIGSEGV ? "SIGSEGV"
-        : number == SIGBUS           ? "SIGBUS"
-        : number == SIGILL           ? "SIGILL"
-                                     : "SIGFPE";
+    check_signal = number == SIGSEGV  ? "SIGSEGV"
+                   : number == SIGBUS ? "SIGBUS"
+                   : number == SIGILL ? "SIGILL"
+                                      : "SIGFPE";
     return false;
 }
 
