@@ -21,7 +21,8 @@ dt_err dt_cpu_open(dt_cpu **out, const dt_topo *topo, int n_threads, const char 
     DT_TRY(dt_mem_alloc(&cpu, sizeof *cpu));
     cpu->topo = topo;
     dt_kernels_get(&cpu->kernels, isa);
-    dt_err err = dt_pool_open(&cpu->pool, topo, n_threads ? n_threads : dt_topo_n_cores(topo));
+    dt_err err = dt_pool_open(&cpu->pool, topo,
+        n_threads ? n_threads : DT_MIN(dt_topo_n_cores(topo), DT_POOL_THREADS_MAX));
     if (err != DT_OK) {
         dt_cpu_close(cpu);
         return err;

@@ -125,10 +125,15 @@ static void embed(pass *p, int r) {
     cpu_forward *f = p->f;
     const dt_tensor *table = f->w->model->token_embd;
     int n_embd = p->config->n_embd, n_rot = p->config->n_rot;
-    dt_dequantise(f->x + (size_t)r * (size_t)n_embd,
-        (const uint8_t *)table->data +
-            (size_t)f->tokens[r] * dt_type_row_bytes(table->type, n_embd),
-        table->type, n_embd);
+    float *x = f->x + (size_t)r * (size_t)n_embd;
+    /* A tied table is packed as the head, and its pages of the file were given back. */
+    if (table == f->w->model->output && f->w->way == DT_MATMUL_FUSED)
+        dt_pack_dequantise(x, &f->w->output.packed, f->tokens[r]);
+    else
+        dt_dequantise(x,
+            (const uint8_t *)table->data +
+                (size_t)f->tokens[r] * dt_type_row_bytes(table->type, n_embd),
+            table->type, n_embd);
     float *cos_sin = f->cos_sin + (size_t)r * (size_t)n_rot;
     double position = f->rows[r].n_positions - 1;
     for (int i = 0; i < n_rot / 2; i++) {
@@ -441,6 +446,14 @@ static dt_err allocate_floats(float **out, int n_columns) {
     return dt_mem_alloc(out, DT_BATCH_MAX * (size_t)n_columns * sizeof **out);
 }
 
+/* `out`: address of a pointer. */
+static dt_err map_resident(void *out, size_t n_bytes) {
+    void *region = NULL;
+    DT_TRY(dt_mem_map_huge(&region, n_bytes));
+    memcpy(out, &region, sizeof region); /* owned by the forward even if the next step fails */
+    return dt_mem_populate(region, n_bytes);
+}
+
 static dt_err allocate_cache(cpu_forward *f, int n_rows) {
     const dt_config *c = &f->w->model->config;
     size_t n_heads = (size_t)c->n_layer * (size_t)c->n_head_kv;
@@ -452,12 +465,12 @@ static dt_err allocate_cache(cpu_forward *f, int n_rows) {
     f->keys_bytes = n_heads * f->head_keys * sizeof *f->keys;
     f->values_bytes = n_heads * f->head_values * sizeof *f->values;
     f->base.kv_bytes = f->keys_bytes + f->values_bytes;
-    DT_TRY(dt_mem_map_huge(&f->keys, f->keys_bytes));
-    DT_TRY(dt_mem_map_huge(&f->values, f->values_bytes));
+    DT_TRY(map_resident(&f->keys, f->keys_bytes));
+    DT_TRY(map_resident(&f->values, f->values_bytes));
     size_t n_ranges = (size_t)(f->n_rows_padded + DT_ATTN_RANGE - 1) / DT_ATTN_RANGE;
     f->part_bytes =
         n_ranges * DT_BATCH_MAX * (size_t)c->n_head * (size_t)(f->v_stride + 16) * sizeof *f->part;
-    return dt_mem_map_huge(&f->part, f->part_bytes);
+    return map_resident(&f->part, f->part_bytes);
 }
 
 static dt_err allocate_work(cpu_forward *f) {
@@ -465,7 +478,7 @@ static dt_err allocate_work(cpu_forward *f) {
     int n_q = c->n_head * c->head_dim, n_kv = c->n_head_kv * c->head_dim;
     int k_max = f->k_max = DT_MAX(c->n_ff, DT_MAX(c->n_embd, n_q));
     f->logits_bytes = DT_BATCH_MAX * (size_t)c->n_vocab * sizeof *f->logits;
-    DT_TRY(dt_mem_map_huge(&f->logits, f->logits_bytes));
+    DT_TRY(map_resident(&f->logits, f->logits_bytes));
     DT_TRY(dt_mem_alloc(&f->ancestors, DT_BATCH_MAX * ANCESTORS_MAX * sizeof *f->ancestors));
     struct {
         float **out;

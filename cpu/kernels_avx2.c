@@ -115,7 +115,7 @@ INLINE void store_tile(float *out, size_t out_stride, __m256 y[TILE][2], const i
 /* int16 holds 8 pairs of 4-bit weights (15 * 127 * 2 * 8 = 30480), or 4 of 5-bit ones (31496). One
  * sub-block at a time, so that the sums of 4 rows stay in registers. */
 INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool fifth, const bool first) {
+    int row0, const int m, const bool fifth) {
     const int block_bytes = fifth ? DT_Q5K_BYTES : DT_Q4K_BYTES;
     const int n_blocks = act->k / 256;
     const __m256i nibble = _mm256_set1_epi8(15), bit4 = _mm256_set1_epi8(16);
@@ -127,8 +127,7 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
         UNROLL for (int t = 0; t < m; t++) whole[t][0] = whole[t][1] = _mm256_setzero_si256();
         ROLLED for (int p = 0; p < 4; p++) {
             const uint8_t *lines = panel + (fifth ? DT_Q5K_LINES : DT_Q4K_LINES) + p * 8 * DT_LINE;
-            if (first)
-                fetch(panel + ahead_of(m) + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
+            fetch(panel + ahead_of(m) + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
             UNROLL for (int high = 0; high < 2; high++) {
                 const uint8_t *scale = panel + DT_KM_SCALE + (2 * p + high) * 16;
                 __m256i sum[TILE][2];
@@ -188,13 +187,13 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
     store_tile(out, out_stride, y, m);
 }
 
-INLINE void tile_q4_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
-    tile_min_k(out, out_stride, panel, act, row0, m, false, first);
+INLINE void tile_q4_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+    tile_min_k(out, out_stride, panel, act, row0, m, false);
 }
-INLINE void tile_q5_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
-    tile_min_k(out, out_stride, panel, act, row0, m, true, first);
+INLINE void tile_q5_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+    tile_min_k(out, out_stride, panel, act, row0, m, true);
 }
 
 /* ---- Q6_K ---- */
@@ -208,8 +207,8 @@ INLINE __m256i scaled_groups(
 
 /* The sums are scaled all the time, so one half of the lines at a time: whole sums, unpacked
  * weights and scales then have registers. */
-INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
+INLINE void tile_q6_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
     const int n_blocks = act->k / 256;
     const __m256i nibble = _mm256_set1_epi8(15), bits45 = _mm256_set1_epi8(0x30);
     tile_rows rows = rows_of(act, row0, m);
@@ -241,7 +240,7 @@ INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const
                     __m256i s1 = _mm256_cvtepi8_epi16(load_half(pairs + 64));
                     s0 = e ? second_of(s0) : first_of(s0);
                     s1 = e ? second_of(s1) : first_of(s1);
-                    if (first && h == 0)
+                    if (h == 0)
                         fetch(body + ahead_of(m) + (4 * n + ef) * 7 * DT_LINE, 7);
                     UNROLL for (int g = 0; g < 4; g += 2) {
                         __m256i w0[2], w1[2];
@@ -278,8 +277,8 @@ INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const
 /* ---- Q3_K ---- */
 
 /* A whole sub-block of 4 groups stays in int16 (7 * 127 * 2 * 4 = 7112). */
-INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
+INLINE void tile_q3_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
     const int n_blocks = act->k / 256;
     const __m256i two_bits = _mm256_set1_epi8(3), bit2 = _mm256_set1_epi8(4);
     tile_rows rows = rows_of(act, row0, m);
@@ -301,8 +300,7 @@ INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const
             const uint8_t *lines = body + DT_Q3K_LINES + (8 * (j / 4)) * DT_LINE;
             const __m128i low_shift = _mm_cvtsi32_si128(2 * (j % 4));
             const __m128i third_shift = _mm_cvtsi32_si128(j);
-            if (first)
-                fetch(body + FAR + j * 4 * DT_LINE, 4);
+            fetch(body + FAR + j * 4 * DT_LINE, 4);
             UNROLL for (int e = 0; e < 2; e++) {
                 __m256i sum[TILE][2];
                 UNROLL for (int g = 4 * e; g < 4 * e + 4; g++) {
@@ -407,7 +405,7 @@ INLINE void sum_bytes(
 }
 
 INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const form type, const bool first) {
+    int row0, const int m, const form type) {
     const bool has_min = type == Q4_1 || type == Q5_1;
     const int body_bytes = type == Q4_0   ? DT_Q40_BODY
                            : type == Q5_0 ? DT_Q50_BODY
@@ -425,8 +423,7 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
         const uint8_t *lines =
             has_min ? d_place + DT_Q41_LINES : dt_pair_body(panel, body_bytes, i);
         __m256i sum[TILE][2];
-        if (first)
-            fetch(lines + (type == Q5_1 ? FAR : ahead_of(m)), body_bytes / DT_LINE + !has_min);
+        fetch(lines + (type == Q5_1 ? FAR : ahead_of(m)), body_bytes / DT_LINE + !has_min);
         if (type == Q8_0)
             sum_bytes(sum, lines, &rows, m);
         else
@@ -455,8 +452,8 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
 
 #define TILE_32(name, type)                                                                        \
     INLINE void tile_##name(float *out, size_t out_stride, const uint8_t *panel,                   \
-        const dt_act *act, int row0, const int m, const bool first) {                              \
-        tile_32(out, out_stride, panel, act, row0, m, type, first);                                \
+        const dt_act *act, int row0, const int m) {                                                \
+        tile_32(out, out_stride, panel, act, row0, m, type);                                       \
     }
 TILE_32(q4_0, Q4_0)
 TILE_32(q4_1, Q4_1)
@@ -467,7 +464,7 @@ TILE_32(q8_0, Q8_0)
 /* ---- float types: one chain per output, so only rows of activations hide its latency ---- */
 
 INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const dt_type type, const bool first) {
+    int row0, const int m, const dt_type type) {
     const int line_bytes = type == DT_TYPE_F32 ? 64 : 32;
     const float *x[TILE];
     __m256 y[TILE][2];
@@ -476,8 +473,7 @@ INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, cons
         y[t][0] = y[t][1] = _mm256_setzero_ps();
     }
     for (int i = 0; i < act->k; i++, panel += line_bytes) {
-        if (first)
-            fetch(panel + ahead_of(m), 1);
+        fetch(panel + ahead_of(m), 1);
         __m256 w[2];
         UNROLL for (int h = 0; h < 2; h++) w[h] =
             type == DT_TYPE_F32   ? _mm256_loadu_ps((const float *)(const void *)panel + 8 * h)
@@ -495,18 +491,17 @@ INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, cons
 
 #define TILE_FLOAT(name, type)                                                                     \
     INLINE void tile_##name(float *out, size_t out_stride, const uint8_t *panel,                   \
-        const dt_act *act, int row0, const int m, const bool first) {                              \
-        tile_float(out, out_stride, panel, act, row0, m, type, first);                             \
+        const dt_act *act, int row0, const int m) {                                                \
+        tile_float(out, out_stride, panel, act, row0, m, type);                                    \
     }
 TILE_FLOAT(f32, DT_TYPE_F32)
 TILE_FLOAT(f16, DT_TYPE_F16)
 TILE_FLOAT(bf16, DT_TYPE_BF16)
 
-/* A kernel: n_rows cut into tiles as equal as can be, each a function of its own. Only the first
- * tile brings weights in from memory. */
-#define TILE_CASE(name, rows, first)                                                               \
+/* A kernel: n_rows cut into tiles as equal as can be, each a function of its own. */
+#define TILE_CASE(name, rows)                                                                      \
     case rows:                                                                                     \
-        tile_##name(y, out_stride, panel, act, row, rows, first);                                  \
+        tile_##name(y, out_stride, panel, act, row, rows);                                         \
         break;
 #define MATMUL(name)                                                                               \
     static void matmul_##name##_avx2(float *out, size_t out_stride, const uint8_t *panel,          \
@@ -516,10 +511,10 @@ TILE_FLOAT(bf16, DT_TYPE_BF16)
             int done = n_rows * i / n_tiles, row = row0 + done;                                    \
             float *y = out + (size_t)done * out_stride;                                            \
             switch (n_rows * (i + 1) / n_tiles - done) {                                           \
-                TILE_CASE(name, 1, true)                                                           \
-                TILE_CASE(name, 2, true)                                                           \
-                TILE_CASE(name, 3, true)                                                           \
-                TILE_CASE(name, 4, true)                                                           \
+                TILE_CASE(name, 1)                                                                 \
+                TILE_CASE(name, 2)                                                                 \
+                TILE_CASE(name, 3)                                                                 \
+                TILE_CASE(name, 4)                                                                 \
             }                                                                                      \
         }                                                                                          \
     }

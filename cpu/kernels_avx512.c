@@ -95,7 +95,7 @@ INLINE tile_rows rows_of(const dt_act *act, int row0, const int m) {
  * five bits: |sum| <= 32 * 31 * 127, and only two such products stay below 2^24, hence quarters
  * through integers.) */
 INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool fifth, const bool first) {
+    int row0, const int m, const bool fifth) {
     const int block_bytes = fifth ? DT_Q5K_BYTES : DT_Q4K_BYTES;
     const int n_blocks = act->k / 256;
     const __m512i nibble = _mm512_set1_epi8(15), bit4 = _mm512_set1_epi8(16);
@@ -118,8 +118,7 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
                     panel + (fifth ? DT_Q5K_LINES : DT_Q4K_LINES) + p * 8 * DT_LINE;
                 const uint8_t *bits = panel + DT_Q5K_FIFTH;
                 __m512i low[TILE], high[TILE];
-                if (first)
-                    fetch(panel + ahead_of(m) + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
+                fetch(panel + ahead_of(m) + p * (fifth ? 12 : 10) * DT_LINE, fifth ? 12 : 10);
                 UNROLL for (int t = 0; t < m; t++) low[t] = high[t] = _mm512_setzero_si512();
                 UNROLL for (int g = 0; g < 8; g++) {
                     __m512i w = load(lines + g * DT_LINE);
@@ -175,13 +174,13 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
     UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
-INLINE void tile_q4_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
-    tile_min_k(out, out_stride, panel, act, row0, m, false, first);
+INLINE void tile_q4_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+    tile_min_k(out, out_stride, panel, act, row0, m, false);
 }
-INLINE void tile_q5_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
-    tile_min_k(out, out_stride, panel, act, row0, m, true, first);
+INLINE void tile_q5_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+    tile_min_k(out, out_stride, panel, act, row0, m, true);
 }
 
 /* ---- Q6_K ---- */
@@ -189,8 +188,8 @@ INLINE void tile_q5_K(float *out, size_t out_stride, const uint8_t *panel, const
 /* Sums of 16 products times an int8 scale, added as integers: 16 such products reach 2^27, too much
  * for floats. (A 32-bit multiplication a sub-block costs less than multiplying 16-bit partial sums,
  * of which a sub-block has two, and which need two more additions.) */
-INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
+INLINE void tile_q6_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
     const int n_blocks = act->k / 256;
     const __m512i nibble = _mm512_set1_epi8(15), bits45 = _mm512_set1_epi8(0x30);
     tile_rows rows = rows_of(act, row0, m);
@@ -216,8 +215,7 @@ INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const
                 const int e = ef / 2, f = ef % 2;
                 const uint8_t *bits = body + DT_Q6K_LINES + (2 * h + e) * DT_Q6K_PART;
                 const uint8_t *lines = bits + DT_Q6K_NIBBLES + 4 * f * DT_LINE;
-                if (first)
-                    fetch(body + ahead_of(m) + (4 * h + ef) * 7 * DT_LINE, 7);
+                fetch(body + ahead_of(m) + (4 * h + ef) * 7 * DT_LINE, 7);
                 UNROLL for (int high = 0; high < 2; high++) {
                     __m512i sum[TILE];
                     UNROLL for (int t = 0; t < m; t++) sum[t] = _mm512_setzero_si512();
@@ -250,8 +248,8 @@ INLINE void tile_q6_K(float *out, size_t out_stride, const uint8_t *panel, const
 /* ---- Q3_K ---- */
 
 /* Every sum here is an integer below 2^24 (16 * 7 * 127 times 32, 16 times), so floats carry it. */
-INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool first) {
+INLINE void tile_q3_K(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
     const int n_blocks = act->k / 256;
     const __m512i two_bits = _mm512_set1_epi8(3), bit2 = _mm512_set1_epi8(4);
     tile_rows rows = rows_of(act, row0, m);
@@ -273,8 +271,7 @@ INLINE void tile_q3_K(float *out, size_t out_stride, const uint8_t *panel, const
             UNROLL for (int f = 0; f < 4; f++) {
                 const int j = 4 * h + f; /* a run of 32 weights, two sub-blocks */
                 __m512i sum[2][TILE];
-                if (first)
-                    fetch(body + FAR + j * 4 * DT_LINE, 4);
+                fetch(body + FAR + j * 4 * DT_LINE, 4);
                 UNROLL for (int t = 0; t < m; t++) sum[0][t] = sum[1][t] = _mm512_setzero_si512();
                 UNROLL for (int g = 0; g < 8; g++) {
                     __m512i low = load(body + DT_Q3K_LINES + (8 * h + g) * DT_LINE);
@@ -312,7 +309,7 @@ typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 } form;
 
 /* The zero point enters as the start of the integer sum. */
 INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const form type, const bool first) {
+    int row0, const int m, const form type) {
     const bool has_min = type == Q4_1 || type == Q5_1, fifth = type == Q5_0 || type == Q5_1;
     const int body_bytes = type == Q4_0   ? DT_Q40_BODY
                            : type == Q5_0 ? DT_Q50_BODY
@@ -332,8 +329,7 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
         const uint8_t *lines =
             has_min ? d_place + DT_Q41_LINES : dt_pair_body(panel, body_bytes, i);
         __m512i sum[TILE];
-        if (first)
-            fetch(lines + ahead_of(m), body_bytes / DT_LINE + !has_min);
+        fetch(lines + ahead_of(m), body_bytes / DT_LINE + !has_min);
         UNROLL for (int t = 0; t < m; t++) {
             sum[t] = z == 0 ? _mm512_setzero_si512()
                             : _mm512_set1_epi32(z * rows.sum32[(size_t)t * rows.n32]);
@@ -377,8 +373,8 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
 
 #define TILE_32(name, type)                                                                        \
     INLINE void tile_##name(float *out, size_t out_stride, const uint8_t *panel,                   \
-        const dt_act *act, int row0, const int m, const bool first) {                              \
-        tile_32(out, out_stride, panel, act, row0, m, type, first);                                \
+        const dt_act *act, int row0, const int m) {                                                \
+        tile_32(out, out_stride, panel, act, row0, m, type);                                       \
     }
 TILE_32(q4_0, Q4_0)
 TILE_32(q4_1, Q4_1)
@@ -389,7 +385,7 @@ TILE_32(q8_0, Q8_0)
 /* ---- float types: one chain per output, so only rows of activations hide its latency ---- */
 
 INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const dt_type type, const bool first) {
+    int row0, const int m, const dt_type type) {
     const int line_bytes = type == DT_TYPE_F32 ? 64 : 32;
     const float *x[TILE];
     __m512 y[TILE];
@@ -398,8 +394,7 @@ INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, cons
         y[t] = _mm512_setzero_ps();
     }
     for (int i = 0; i < act->k; i++, panel += line_bytes) {
-        if (first)
-            fetch(panel + ahead_of(m), 1);
+        fetch(panel + ahead_of(m), 1);
         __m512 w;
         if (type == DT_TYPE_F32)
             w = _mm512_loadu_ps(panel);
@@ -416,18 +411,17 @@ INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, cons
 
 #define TILE_FLOAT(name, type)                                                                     \
     INLINE void tile_##name(float *out, size_t out_stride, const uint8_t *panel,                   \
-        const dt_act *act, int row0, const int m, const bool first) {                              \
-        tile_float(out, out_stride, panel, act, row0, m, type, first);                             \
+        const dt_act *act, int row0, const int m) {                                                \
+        tile_float(out, out_stride, panel, act, row0, m, type);                                    \
     }
 TILE_FLOAT(f32, DT_TYPE_F32)
 TILE_FLOAT(f16, DT_TYPE_F16)
 TILE_FLOAT(bf16, DT_TYPE_BF16)
 
-/* A kernel: n_rows cut into tiles as equal as can be, each a function of its own. Only the first
- * tile brings weights in from memory. */
-#define TILE_CASE(name, rows, first)                                                               \
+/* A kernel: n_rows cut into tiles as equal as can be, each a function of its own. */
+#define TILE_CASE(name, rows)                                                                      \
     case rows:                                                                                     \
-        tile_##name(y, out_stride, panel, act, row, rows, first);                                  \
+        tile_##name(y, out_stride, panel, act, row, rows);                                         \
         break;
 #define MATMUL(name)                                                                               \
     static void matmul_##name##_avx512(float *out, size_t out_stride, const uint8_t *panel,        \
@@ -437,14 +431,14 @@ TILE_FLOAT(bf16, DT_TYPE_BF16)
             int done = n_rows * i / n_tiles, row = row0 + done;                                    \
             float *y = out + (size_t)done * out_stride;                                            \
             switch (n_rows * (i + 1) / n_tiles - done) {                                           \
-                TILE_CASE(name, 1, true)                                                           \
-                TILE_CASE(name, 2, true)                                                           \
-                TILE_CASE(name, 3, true)                                                           \
-                TILE_CASE(name, 4, true)                                                           \
-                TILE_CASE(name, 5, true)                                                           \
-                TILE_CASE(name, 6, true)                                                           \
-                TILE_CASE(name, 7, true)                                                           \
-                TILE_CASE(name, 8, true)                                                           \
+                TILE_CASE(name, 1)                                                                 \
+                TILE_CASE(name, 2)                                                                 \
+                TILE_CASE(name, 3)                                                                 \
+                TILE_CASE(name, 4)                                                                 \
+                TILE_CASE(name, 5)                                                                 \
+                TILE_CASE(name, 6)                                                                 \
+                TILE_CASE(name, 7)                                                                 \
+                TILE_CASE(name, 8)                                                                 \
             }                                                                                      \
         }                                                                                          \
     }

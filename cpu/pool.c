@@ -26,7 +26,6 @@
 #endif
 
 enum {
-    POOL_THREADS_MAX = 256,
     SPIN_NS = 20000,
     SPINS_FIRST = 64,  /* looks before the first pause: most barriers end within them */
     SPINS_A_LOOK = 32, /* pauses between two looks at the clock: about 1 us */
@@ -203,8 +202,8 @@ static const char *const team_name = "the system";
 
 dt_err dt_pool_open(dt_pool **out, const dt_topo *topo, int n_threads) {
     *out = NULL;
-    if (n_threads < 1 || n_threads > POOL_THREADS_MAX)
-        DT_FAIL(DT_ERR_INPUT, "%d threads: want 1 to %d", n_threads, POOL_THREADS_MAX);
+    if (n_threads < 1 || n_threads > DT_POOL_THREADS_MAX)
+        DT_FAIL(DT_ERR_INPUT, "%d threads: want 1 to %d", n_threads, DT_POOL_THREADS_MAX);
     dt_pool *pool;
     DT_TRY(dt_mem_alloc(&pool, sizeof *pool));
     dt_err err = dt_mem_alloc(&pool->workers, (size_t)n_threads * sizeof *pool->workers);

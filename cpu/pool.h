@@ -8,12 +8,14 @@
 
 #include "src/base/topo.h"
 
+enum { DT_POOL_THREADS_MAX = 256 };
+
 typedef struct dt_pool dt_pool;
 
 /* Runs on every worker at once; i_thread in 0 .. n_threads-1. */
 typedef void (*dt_pool_fn)(void *arg, int i_thread, int n_threads);
 
-/* n_threads 1 .. 256. `topo` must outlive the pool. */
+/* n_threads 1 .. DT_POOL_THREADS_MAX. `topo` must outlive the pool. */
 dt_err dt_pool_open(dt_pool **out, const dt_topo *topo, int n_threads);
 void dt_pool_close(dt_pool *pool);
 int dt_pool_n_threads(const dt_pool *pool);

@@ -81,7 +81,7 @@ typedef struct dt_session_options {
     int topk;   /* children of a node, 1 .. 16; 0: default */
     bool guard; /* stop drafting while it does not pay (on by default) */
     bool independent_noise;     /* the draft ignores the target's noise (for comparisons) */
-    int prefill_batch;          /* prompt tokens read at once, 1 .. 4096; 0: default */
+    int prefill_batch;          /* prompt tokens read at once, 1 .. 4096 (64 a pass at most) */
     struct dt_draft *own_draft; /* overrides `draft`; the session takes ownership; NULL */
 } dt_session_options;
 

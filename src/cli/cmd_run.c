@@ -61,8 +61,10 @@ static int on_text(void *arg, const char *bytes, size_t n_bytes) {
         if (r->collects)
             return collect_text(r, bytes, n_bytes);
         cli_progress_end();
+        errno = 0;
         if (fwrite(bytes, 1, n_bytes, stdout) != n_bytes || fflush(stdout) != 0) {
-            r->write_errno = errno ? errno : EIO;
+            if (errno != EINTR || !interrupted)
+                r->write_errno = errno ? errno : EIO;
             return 1;
         }
         r->last = bytes[n_bytes - 1];
@@ -138,8 +140,10 @@ static int encode_prompt(
     free(rendered);
     /* Some templates write the start token themselves. */
     int32_t bos = dt_vocab_bos(vocab);
-    if (code == CLI_OK && bos >= 0 && *n_out >= 2 && (*out)[0] == bos && (*out)[1] == bos)
-        memmove(*out, *out + 1, (size_t)-- * n_out * sizeof **out);
+    if (code == CLI_OK && bos >= 0 && *n_out >= 2 && (*out)[0] == bos && (*out)[1] == bos) {
+        *n_out -= 1;
+        memmove(*out, *out + 1, (size_t)*n_out * sizeof **out);
+    }
     return code;
 }
 

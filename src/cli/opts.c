@@ -179,7 +179,7 @@ static const opt OPTIONS[] = {
     {IN_PERPLEXITY | IN_INFO, {"--json"}, OPT_FLAG, FIELD(json), 0, 0, NULL,
         "print one JSON object"},
 
-    {IN_ENGINE, {"-t", "--threads"}, OPT_INT, FIELD(n_threads), 1, 1024, "N",
+    {IN_ENGINE, {"-t", "--threads"}, OPT_INT, FIELD(n_threads), 1, 256, "N",
         "threads (default: one per core)"},
     {IN_ENGINE, {"--isa"}, OPT_WORD, FIELD(isa), 0, 0, "auto|c|avx2|avx512",
         "instruction set (default auto: the best of this CPU)"},

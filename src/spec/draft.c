@@ -23,6 +23,8 @@ struct dt_link {
     _Atomic int quit;   /* set by dt_link_close, read by the draft thread */
     _Atomic int status; /* LINK_DEAD stored (release) by the draft thread as its last act, after
                            `message`; loaded (acquire) by verify */
+    _Atomic int idle; /* stored by the draft thread around its sleep, loaded by verify: advice only,
+                         so relaxed */
     char message[256];
     dt_draft *draft;
     pthread_t thread;
@@ -120,8 +122,11 @@ static dt_err serve(dt_link *link) {
         }
         if (!idle && !link->published && (link->complete || !draft->serial))
             DT_TRY(publish(link));
-        if (idle || link->complete)
+        if (idle || link->complete) {
+            atomic_store_explicit(&link->idle, 1, memory_order_relaxed);
             dt_bell_wait(&link->draft_bell, seen, INT64_MAX);
+            atomic_store_explicit(&link->idle, 0, memory_order_relaxed);
+        }
     }
 }
 
@@ -256,6 +261,10 @@ bool dt_link_take(dt_snapshot *out, dt_link *link, int64_t prefix_len, uint64_t 
 bool dt_link_dead(const dt_link *link) {
     /* Pairs with the store in ended(). */
     return atomic_load_explicit(&link->status, memory_order_acquire) == LINK_DEAD;
+}
+
+bool dt_link_idle(const dt_link *link) {
+    return atomic_load_explicit(&link->idle, memory_order_relaxed) != 0;
 }
 
 const char *dt_link_message(const dt_link *link) {

@@ -86,8 +86,9 @@ typedef struct dt_draft_model_options {
     int n_ctx, tree, depth, topk;
     int32_t n_allowed;
     dt_sampling sampling;
-    bool noise;  /* share the target's noise at temperature > 0 */
-    float floor; /* nodes of lower score are not expanded */
+    bool noise;       /* share the target's noise at temperature > 0 */
+    float floor;      /* nodes of lower score are not expanded */
+    float leaf_floor; /* nodes of lower score are not proposed */
 } dt_draft_model_options;
 
 dt_err dt_draft_model_open(
@@ -122,6 +123,9 @@ bool dt_link_take(dt_snapshot *out, dt_link *link, int64_t prefix_len, uint64_t 
 /* The draft thread has ended; dt_link_message then says why. */
 bool dt_link_dead(const dt_link *link);
 const char *dt_link_message(const dt_link *link);
+
+/* The draft thread sleeps for want of work. */
+bool dt_link_idle(const dt_link *link);
 
 /* Rung by the draft thread: a snapshot, its end, or room in ring B. */
 dt_bell *dt_link_bell(dt_link *link);

@@ -211,10 +211,27 @@ static dt_err grow(bool *complete_out, dt_draft *draft) {
     return DT_OK;
 }
 
+/* Leaves out nodes below the floor, and with them their descendants, whose scores are lower still.
+ */
+static int drop_unlikely(dt_tree_node *nodes, int n, float floor) {
+    int32_t place[DT_TREE_MAX];
+    int n_kept = 0;
+    for (int i = 0; i < n; i++) {
+        dt_tree_node node = nodes[i];
+        if (i > 0 && node.score < floor)
+            continue;
+        node.parent = i > 0 ? place[node.parent] : -1;
+        place[i] = n_kept;
+        nodes[n_kept++] = node;
+    }
+    return n_kept;
+}
+
 static dt_err snapshot(dt_draft *draft, dt_snapshot *out) {
     model_draft *self = (model_draft *)draft;
     if (self->planted && !self->moved) {
-        out->n_nodes = dt_tree_best(out->nodes, &self->tree, self->options.tree);
+        int n = dt_tree_best(out->nodes, &self->tree, self->options.tree);
+        out->n_nodes = drop_unlikely(out->nodes, n, self->options.leaf_floor);
         return DT_OK;
     }
     out->nodes[0] = (dt_tree_node){.parent = -1};

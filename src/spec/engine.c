@@ -128,15 +128,12 @@ const char *dt_engine_disclaimer(const dt_engine *engine) {
 
 /* ---- sessions over it ---- */
 
-/* Rows of logits may be padded beyond the vocabulary; such ids show nothing. */
 static size_t decode(const void *arg, char *out, size_t n_max, int32_t token) {
-    const dt_vocab *vocab = arg;
-    return token < dt_vocab_size(vocab) ? dt_decode_token(out, n_max, vocab, token, false) : 0;
+    return dt_decode_token(out, n_max, arg, token, false);
 }
 
 static bool ends(const void *arg, int32_t token) {
-    const dt_vocab *vocab = arg;
-    return token < dt_vocab_size(vocab) && dt_vocab_ends(vocab, token);
+    return dt_vocab_ends(arg, token);
 }
 
 static size_t longest_token(const dt_vocab *vocab) {

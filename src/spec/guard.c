@@ -46,6 +46,19 @@ void dt_guard_plain(dt_guard *guard, int64_t step_ns) {
     }
 }
 
+static void rest(dt_guard *guard) {
+    guard->rest_left = guard->rest_next;
+    guard->rest_next = DT_MIN(guard->rest_next * 2, REST_MAX);
+}
+
+bool dt_guard_late(dt_guard *guard) {
+    if (!guard->enabled || guard->rest_left > 0)
+        return false;
+    clear_window(guard);
+    rest(guard);
+    return true;
+}
+
 bool dt_guard_drafted(dt_guard *guard, double *drafted_rate_out, double *plain_rate_out,
     int64_t step_ns, int64_t n_tokens) {
     if (guard->fresh) {
@@ -65,8 +78,7 @@ bool dt_guard_drafted(dt_guard *guard, double *drafted_rate_out, double *plain_r
         guard->rest_next = REST_MIN;
         return false;
     }
-    guard->rest_left = guard->rest_next;
-    guard->rest_next = DT_MIN(guard->rest_next * 2, REST_MAX);
+    rest(guard);
     *drafted_rate_out = 1e9 / drafted_ns;
     *plain_rate_out = 1e9 / guard->plain_ns;
     return true;

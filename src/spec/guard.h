@@ -40,6 +40,10 @@ void dt_guard_plain(dt_guard *guard, int64_t step_ns);
 bool dt_guard_drafted(dt_guard *guard, double *drafted_rate_out, double *plain_rate_out,
     int64_t step_ns, int64_t n_tokens);
 
+/* The draft does not keep up: drafting rests though nothing could be compared. False where the
+ * guard is off. */
+bool dt_guard_late(dt_guard *guard);
+
 static inline bool dt_guard_rests(const dt_guard *guard) {
     return guard->rest_left > 0;
 }

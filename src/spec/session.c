@@ -11,8 +11,15 @@ enum {
     PREFILL_BATCH_MAX = 4096,
 };
 
-/* A node that the draft believes in with less than 2% is not worth a row of its forward. */
-static const float DRAFT_FLOOR = -4.0f;
+/* Log-probabilities below which a node is not expanded, and not proposed. Where the sizes of the
+ * tree are given, only the hopeless are left out (2%). Where they are left to the program, a
+ * forward of the draft must be worth its time: with a draft of about 0.4 of the target's bytes on
+ * the same cores, a node is expanded if it is accepted in two of three cases, and takes a row of
+ * the target if in one of ten. Measured on 2 cores of a Zen 4 EPYC, November 2026,
+ * Qwen2.5-Coder 1.5B and 0.5B, six prompts of HumanEval: 55 tokens/s with these, 52 with -1.0, 39
+ * with -4.0, 33 without a draft. */
+static const float EXPAND_FLOOR_GIVEN = -4.0f;
+static const float EXPAND_FLOOR = -0.4f, PROPOSE_FLOOR = -2.3f;
 
 void dt_session_options_default(dt_session_options *out) {
     *out = (dt_session_options){.guard = true};
@@ -71,7 +78,8 @@ static dt_err open_source(dt_draft **out, dt_session *s) {
             .n_allowed = s->n_allowed,
             .sampling = o->sampling,
             .noise = !o->independent_noise,
-            .floor = DRAFT_FLOOR,
+            .floor = s->tree_given ? EXPAND_FLOOR_GIVEN : EXPAND_FLOOR,
+            .leaf_floor = s->tree_given ? -__builtin_inff() : PROPOSE_FLOOR,
         });
 }
 
@@ -113,6 +121,7 @@ dt_err dt_session_open_with(
     DT_TRY(dt_mem_alloc(&s, sizeof *s));
     s->parts = *parts;
     s->options = filled;
+    s->tree_given = options->tree != 0 || options->depth != 0 || options->topk != 0;
     s->n_ctx = filled.n_ctx;
     s->n_vocab = parts->target->model->config.n_vocab;
     dt_err err = open_parts(s);

@@ -39,6 +39,7 @@ dt_err dt_session_open_with(
 struct dt_session {
     dt_session_parts parts;
     dt_session_options options; /* defaults filled in */
+    bool tree_given;            /* sizes of the tree come from the caller */
     int n_ctx, n_vocab;
     int32_t n_allowed; /* ids below may be proposed */
 

@@ -95,6 +95,10 @@ static origin take_tree(dt_session *s, const dt_turn *turn, int64_t room) {
         }
         s->stats.n_late++;
         s->n_late_row++;
+        if (s->n_late_row % N_LATE_MAX == 0 && dt_guard_late(&s->guard) && !s->rest_told) {
+            s->rest_told = true;
+            notice(turn, "drafting rests for a while: the draft does not keep up");
+        }
         return ORIGIN_LATE;
     }
     s->n_late_row = 0;
@@ -182,7 +186,9 @@ static dt_err commit(dt_session *s, int n) {
 
 static void account(dt_session *s, const dt_turn *turn, origin from, int64_t step_ns,
     int64_t wait_ns, int n_tokens) {
-    bool idle = from == ORIGIN_NONE || from == ORIGIN_PROBE ||
+    /* A draft on the same cores that still works makes a step slower than a plain one. */
+    bool idle = (from == ORIGIN_NONE && (!s->link || s->dead || dt_link_idle(s->link))) ||
+                from == ORIGIN_PROBE ||
                 (from == ORIGIN_DRAFT && s->n_nodes == 1 && dt_link_draft(s->link)->serial);
     if (idle)
         dt_guard_plain(&s->guard, step_ns - wait_ns);
