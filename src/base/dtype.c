@@ -156,7 +156,7 @@ static void scale_min(int *scale, int *min, const uint8_t s[12], int j) {
     }
 }
 
-static void block_q4_0(float *out, const uint8_t *b) {
+static void block_q4_0(float *restrict out, const uint8_t *restrict b) {
     float d = load_f16(b);
     for (int i = 0; i < 16; i++) {
         out[i] = (float)((b[2 + i] & 15) - 8) * d;
@@ -164,7 +164,7 @@ static void block_q4_0(float *out, const uint8_t *b) {
     }
 }
 
-static void block_q4_1(float *out, const uint8_t *b) {
+static void block_q4_1(float *restrict out, const uint8_t *restrict b) {
     float d = load_f16(b), m = load_f16(b + 2);
     for (int i = 0; i < 16; i++) {
         out[i] = (float)(b[4 + i] & 15) * d + m;
@@ -172,7 +172,7 @@ static void block_q4_1(float *out, const uint8_t *b) {
     }
 }
 
-static void block_q5_0(float *out, const uint8_t *b) {
+static void block_q5_0(float *restrict out, const uint8_t *restrict b) {
     float d = load_f16(b);
     uint32_t high = load_u32(b + 2);
     for (int i = 0; i < 16; i++) {
@@ -183,7 +183,7 @@ static void block_q5_0(float *out, const uint8_t *b) {
     }
 }
 
-static void block_q5_1(float *out, const uint8_t *b) {
+static void block_q5_1(float *restrict out, const uint8_t *restrict b) {
     float d = load_f16(b), m = load_f16(b + 2);
     uint32_t high = load_u32(b + 4);
     for (int i = 0; i < 16; i++) {
@@ -194,7 +194,7 @@ static void block_q5_1(float *out, const uint8_t *b) {
     }
 }
 
-static void block_q8_0(float *out, const uint8_t *b) {
+static void block_q8_0(float *restrict out, const uint8_t *restrict b) {
     float d = load_f16(b);
     for (int i = 0; i < 32; i++)
         out[i] = (float)(int8_t)b[2 + i] * d;
@@ -202,7 +202,7 @@ static void block_q8_0(float *out, const uint8_t *b) {
 
 /* hmask[32], q[64], scales[12], d. Weight w lies in half w / 128, 2-bit field (w / 32) % 4, byte
  * w % 32; its third bit is bit w / 32 of hmask[w % 32], and absent means -4. */
-static void block_q3_k(float *out, const uint8_t *b) {
+static void block_q3_k(float *restrict out, const uint8_t *restrict b) {
     const uint8_t *hmask = b, *q = b + 32, *s = b + 96;
     float d = load_f16(b + 108);
     for (int j = 0; j < 16; j++) { /* sub-blocks of 16 weights */
@@ -219,7 +219,7 @@ static void block_q3_k(float *out, const uint8_t *b) {
 }
 
 /* d, dmin, scales[12], q[128]: of 64 weights the first 32 in the low nibbles. */
-static void block_q4_k(float *out, const uint8_t *b) {
+static void block_q4_k(float *restrict out, const uint8_t *restrict b) {
     const uint8_t *q = b + 16;
     float d = load_f16(b), dmin = load_f16(b + 2);
     for (int j = 0; j < 8; j++) {
@@ -234,7 +234,7 @@ static void block_q4_k(float *out, const uint8_t *b) {
 }
 
 /* d, dmin, scales[12], high[32], q[128]: the fifth bit of sub-block j is bit j of high[]. */
-static void block_q5_k(float *out, const uint8_t *b) {
+static void block_q5_k(float *restrict out, const uint8_t *restrict b) {
     const uint8_t *high = b + 16, *q = b + 48;
     float d = load_f16(b), dmin = load_f16(b + 2);
     for (int j = 0; j < 8; j++) {
@@ -250,15 +250,18 @@ static void block_q5_k(float *out, const uint8_t *b) {
 
 /* ql[128], qh[64], scales[16], d. Of each half of 128 weights, 32-groups g = 0 .. 3: the low four
  * bits in nibble g / 2 of ql[32 (g % 2) ..], the upper two in field g of qh[]. */
-static void block_q6_k(float *out, const uint8_t *b) {
-    const uint8_t *ql = b, *qh = b + 128, *scales = b + 192;
+static void block_q6_k(float *restrict out, const uint8_t *restrict b) {
+    const int8_t *scales = (const int8_t *)b + 192;
     float d = load_f16(b + 208);
-    for (int w = 0; w < 256; w++) {
-        int half = w / 128, g = (w / 32) % 4, i = w % 32;
-        int low = (ql[64 * half + 32 * (g % 2) + i] >> (4 * (g / 2))) & 15;
-        int high = (qh[32 * half + i] >> (2 * g)) & 3;
-        float d1 = d * (float)(int8_t)scales[w / 16];
-        out[w] = d1 * (float)((low | high << 4) - 32);
+    for (int run = 0; run < 16; run++) {
+        int half = run / 8, g = run / 2 % 4, first = run % 2 * 16;
+        const uint8_t *ql = b + 64 * half + 32 * (g % 2) + first;
+        const uint8_t *qh = b + 128 + 32 * half + first;
+        float d1 = d * (float)scales[run];
+        for (int i = 0; i < 16; i++) {
+            int w = ((ql[i] >> (4 * (g / 2))) & 15) | ((qh[i] >> (2 * g)) & 3) << 4;
+            out[16 * run + i] = d1 * (float)(w - 32);
+        }
     }
 }
 

@@ -71,7 +71,7 @@ static dt_err open_all(dt_engine *engine, const dt_engine_options *o) {
     DT_TRY(dt_cpu_open(&engine->cpu, engine->topo, o->n_threads, o->isa));
     DT_TRY(load(&engine->target_weights, engine, engine->target, way, o, "target"));
     if (engine->draft)
-        DT_TRY(load(&engine->draft_weights, engine, engine->draft, way, o, "draft"));
+        DT_TRY(load(&engine->draft_weights, engine, engine->draft, DT_MATMUL_FUSED, o, "draft"));
     return DT_OK;
 }
 
