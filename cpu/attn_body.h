@@ -42,17 +42,17 @@ static void attn_score(float *scores, size_t stride, const float *const *q, int 
 /* Scores of the speculative positions of one row, from wherever its ancestors lie. */
 static void attn_score_ancestors(const dt_attn_range *a, const dt_attn_row *row, float *scores,
     const float *const *q, int first, int end) {
-    float lanes[DT_ATTN_GROUP_MAX][16];
+    float lanes[DT_ATTN_GROUP_MAX * 16]; /* [n_group][16] */
     int block = -1;
     for (int p = first; p < end; p++) {
         int32_t at = row->ancestors[p - a->n_committed];
         if (at / 16 != block) {
             block = at / 16;
-            attn_score(lanes[0], 16, q, a->n_group,
+            attn_score(lanes, 16, q, a->n_group,
                 a->keys + (size_t)block * 16 * (size_t)a->head_dim, a->head_dim, a->scale);
         }
         for (int g = 0; g < a->n_group; g++)
-            scores[(size_t)g * DT_ATTN_RANGE + (size_t)(p - a->position0)] = lanes[g][at % 16];
+            scores[(size_t)g * DT_ATTN_RANGE + (size_t)(p - a->position0)] = lanes[g * 16 + at % 16];
     }
 }
 

@@ -72,17 +72,13 @@ static dt_err refuse_count(source *s, const char *name, const char *what) {
     return DT_OK;
 }
 
-static bool text_is(dt_text text, const char *word) {
-    return text.n_bytes == strlen(word) && memcmp(text.data, word, text.n_bytes) == 0;
-}
-
 static dt_err read_arch(dt_config *out, const dt_gguf *gguf) {
     dt_text name = {NULL, 0};
     DT_TRY(dt_gguf_get_text(gguf, "general.architecture", &name));
     if (!name.data)
         DT_FAIL(DT_ERR_INPUT, "key general.architecture is missing: not a model file");
     for (int i = 0; i < DT_ARCH_COUNT; i++) {
-        if (text_is(name, ARCHS[i].name)) {
+        if (dt_text_is(name, ARCHS[i].name)) {
             out->arch = (dt_arch)i;
             out->arch_name = ARCHS[i].name;
             out->rope_pairing = ARCHS[i].rope_pairing;
@@ -90,12 +86,12 @@ static dt_err read_arch(dt_config *out, const dt_gguf *gguf) {
             return DT_OK;
         }
     }
-    char known[128] = "";
+    char known[128] = "", shown[DT_TEXT_SHOWN_BYTES];
     size_t n = 0;
     for (int i = 0; i < DT_ARCH_COUNT && n < sizeof known; i++)
         n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", ARCHS[i].name);
-    DT_FAIL(DT_ERR_UNSUPPORTED, "architecture \"%.*s\" is not supported; supported are %s",
-        (int)DT_MIN(name.n_bytes, (size_t)64), name.data, known);
+    DT_FAIL(DT_ERR_UNSUPPORTED, "architecture \"%s\" is not supported; supported are %s",
+        dt_text_shown(shown, name), known);
 }
 
 static dt_err read_heads(dt_config *out, source *s) {
@@ -122,20 +118,32 @@ static dt_err read_heads(dt_config *out, source *s) {
     return DT_OK;
 }
 
-/* rope.scale_linear is the older name of rope.scaling.factor; a factor of 0 means none. */
+/* What positions are divided by; 0 means no scaling. */
+static dt_err read_factor(double *out, source *s, const char *name) {
+    const double low = 1.0 / DT_ROPE_RATE_MAX, high = 1e6;
+    const char *key = key_of(s, name);
+    DT_TRY(dt_gguf_get_float(s->gguf, key, out));
+    if (*out != 0 && !(*out >= low && *out <= high))
+        DT_FAIL(DT_ERR_INPUT, "key %s: want %g to %g, or 0 for none, the file has %g", key, low,
+            high, *out);
+    return DT_OK;
+}
+
+/* rope.scale_linear is the older name of rope.scaling.factor. */
 static dt_err read_rope(dt_config *out, source *s) {
+    char shown[DT_TEXT_SHOWN_BYTES];
     out->rope_base = 10000;
     DT_TRY(read_real(&out->rope_base, s, "rope.freq_base", 1, 1e12));
     double factor = 1;
-    DT_TRY(read_real(&factor, s, "rope.scale_linear", 0, 1e6));
-    DT_TRY(read_real(&factor, s, "rope.scaling.factor", 0, 1e6));
+    DT_TRY(read_factor(&factor, s, "rope.scale_linear"));
+    DT_TRY(read_factor(&factor, s, "rope.scaling.factor"));
     dt_text type = {"linear", 6};
     DT_TRY(dt_gguf_get_text(s->gguf, key_of(s, "rope.scaling.type"), &type));
-    if (text_is(type, "none"))
+    if (dt_text_is(type, "none"))
         factor = 1;
-    else if (!text_is(type, "linear"))
-        DT_FAIL(DT_ERR_UNSUPPORTED, "RoPE scaling \"%.*s\" is not supported (key %s)",
-            (int)DT_MIN(type.n_bytes, (size_t)64), type.data, s->key);
+    else if (!dt_text_is(type, "linear"))
+        DT_FAIL(DT_ERR_UNSUPPORTED, "RoPE scaling \"%s\" is not supported (key %s)",
+            dt_text_shown(shown, type), s->key);
     out->rope_scale = factor > 0 ? 1 / factor : 1;
     return DT_OK;
 }

@@ -18,6 +18,11 @@ typedef enum dt_rope_pairing {
     DT_ROPE_HALVES,
 } dt_rope_pairing;
 
+/* The most by which one position turns a pair (rope_scale over the file's factor). Positions stay
+ * below 2^25 (DT_CONTEXT_MAX and the rows of a tree), so angles below 2^30, which is what
+ * dt_sincos_f64 asks for. */
+enum { DT_ROPE_RATE_MAX = 32 };
+
 /* Plain data. Sizes in elements. */
 typedef struct dt_config {
     dt_arch arch;
@@ -32,8 +37,8 @@ typedef struct dt_config {
     int n_ff;
     int n_rot; /* rotated elements of a head, even, <= head_dim */
     dt_rope_pairing rope_pairing;
-    double rope_base;
-    double rope_scale; /* positions are multiplied by this (1 = no scaling) */
+    double rope_base;  /* 1 to 1e12 */
+    double rope_scale; /* positions are multiplied by this (1 = no scaling), <= DT_ROPE_RATE_MAX */
     float norm_eps;
     bool qkv_bias; /* the architecture may carry biases on q, k and v */
 } dt_config;

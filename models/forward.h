@@ -38,7 +38,7 @@ struct dt_forward {
     const dt_forward_ops *ops;
     const dt_model *model; /* not owned */
     const char *device;    /* "cpu" or "cuda" */
-    const char *numerics;  /* numerics id (doc/numerics.md), owned by the forward */
+    const char *numerics;  /* numerics id (doc/numerics.md), owned by the device's weights */
     dt_rows rows;
     int32_t batch_row0;    /* KV row of the latest batch's first row */
     const float *logits;   /* [n_rows][n_vocab] of the latest eval; rows not wanted are undefined */

@@ -1,4 +1,4 @@
-#include "models/gguf.h"
+#include "models/gguf_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,74 +21,21 @@ enum {
     TENSOR_MIN_BYTES = 8 + 1 + 4 + 8 + 4 + 8,
 };
 
-typedef enum kind {
-    KIND_U8,
-    KIND_I8,
-    KIND_U16,
-    KIND_I16,
-    KIND_U32,
-    KIND_I32,
-    KIND_F32,
-    KIND_BOOL,
-    KIND_TEXT,
-    KIND_ARRAY,
-    KIND_U64,
-    KIND_I64,
-    KIND_F64,
-    KIND_COUNT,
-} kind;
-
-static const struct {
-    const char *name, *array_name;
-    uint8_t n_bytes; /* of a text or an array: the least they take */
-} KINDS[KIND_COUNT] = {
-    [KIND_U8] = {"u8", "[u8]", 1},
-    [KIND_I8] = {"i8", "[i8]", 1},
-    [KIND_U16] = {"u16", "[u16]", 2},
-    [KIND_I16] = {"i16", "[i16]", 2},
-    [KIND_U32] = {"u32", "[u32]", 4},
-    [KIND_I32] = {"i32", "[i32]", 4},
-    [KIND_F32] = {"f32", "[f32]", 4},
-    [KIND_BOOL] = {"bool", "[bool]", 1},
-    [KIND_TEXT] = {"str", "[str]", 8},
-    [KIND_ARRAY] = {"array", "[array]", 12},
-    [KIND_U64] = {"u64", "[u64]", 8},
-    [KIND_I64] = {"i64", "[i64]", 8},
-    [KIND_F64] = {"f64", "[f64]", 8},
-};
-
-/* One key of the metadata. A scalar's fields are used as its class says; an array's elements are
- * converted once, at open, since getters must not allocate. */
-typedef struct entry {
-    kind kind; /* of the elements, if an array */
-    bool is_array;
-    int64_t n;         /* elements of an array */
-    int64_t i_too_big; /* element above INT64_MAX, -1 for none; 0 if a scalar is */
-    int64_t integer;
-    double real;
-    dt_text text;
-    void *items; /* int64_t, float or dt_text [n], owned */
-} entry;
-
-/* A directory of names: unsorted while it is filled, sorted for finding afterwards. */
-typedef struct name_ref {
-    const char *text;
-    size_t n_bytes; /* until bound; `text` ends with NUL then */
-    int64_t i;
-} name_ref;
-
-struct dt_gguf {
-    char *path;
-    dt_file_map map;
-    uint32_t version;
-    int64_t n_entries, n_tensors;
-    entry *entries;
-    name_ref *key_refs, *tensor_refs;
-    char *key_pool, *tensor_pool; /* the names again, each with its NUL */
-    const char **keys;            /* [n_entries] in file order */
-    dt_tensor *tensors;
-    dt_gguf **parts; /* parts 2.. of a split file */
-    int n_parts;     /* parts opened in `parts` */
+/* Bytes of a value; of a text or an array: the least they take. */
+static const uint8_t VALUE_BYTES[DT_GGUF_COUNT] = {
+    [DT_GGUF_U8] = 1,
+    [DT_GGUF_I8] = 1,
+    [DT_GGUF_U16] = 2,
+    [DT_GGUF_I16] = 2,
+    [DT_GGUF_U32] = 4,
+    [DT_GGUF_I32] = 4,
+    [DT_GGUF_F32] = 4,
+    [DT_GGUF_BOOL] = 1,
+    [DT_GGUF_TEXT] = 8,
+    [DT_GGUF_ARRAY] = 12,
+    [DT_GGUF_U64] = 8,
+    [DT_GGUF_I64] = 8,
+    [DT_GGUF_F64] = 8,
 };
 
 /* ---- reading */
@@ -131,7 +78,7 @@ static dt_err read_text(dt_text *out, reader *r, const char *what) {
 }
 
 /* A key or the name of a tensor: they are shown in messages, so control characters are refused. */
-static dt_err read_name(name_ref *out, reader *r, int64_t i, size_t n_max, const char *what) {
+static dt_err read_name(dt_gguf_name *out, reader *r, int64_t i, size_t n_max, const char *what) {
     dt_text text;
     size_t at = r->pos;
     DT_TRY(read_text(&text, r, what));
@@ -143,7 +90,7 @@ static dt_err read_name(name_ref *out, reader *r, int64_t i, size_t n_max, const
         if (c < 0x20 || c == 0x7f)
             DT_FAIL(DT_ERR_INPUT, "%s at byte %zu holds the control character 0x%02x", what, at, c);
     }
-    *out = (name_ref){text.data, text.n_bytes, i};
+    *out = (dt_gguf_name){text.data, text.n_bytes, i};
     return DT_OK;
 }
 
@@ -151,7 +98,7 @@ static dt_err read_name(name_ref *out, reader *r, int64_t i, size_t n_max, const
 
 /* Copies the names into one pool, where they end with NUL; `names` (may be NULL) receives them by
  * index. */
-static dt_err bind_names(char **pool_out, name_ref *refs, int64_t n, const char **names) {
+static dt_err bind_names(char **pool_out, dt_gguf_name *refs, int64_t n, const char **names) {
     size_t n_bytes = 0;
     for (int64_t i = 0; i < n; i++)
         n_bytes += refs[i].n_bytes + 1;
@@ -169,10 +116,10 @@ static dt_err bind_names(char **pool_out, name_ref *refs, int64_t n, const char 
 }
 
 static int compare_refs(const void *a, const void *b) {
-    return strcmp(((const name_ref *)a)->text, ((const name_ref *)b)->text);
+    return strcmp(((const dt_gguf_name *)a)->text, ((const dt_gguf_name *)b)->text);
 }
 
-static dt_err sort_names(name_ref *refs, int64_t n, const char *what) {
+static dt_err sort_names(dt_gguf_name *refs, int64_t n, const char *what) {
     if (n == 0)
         return DT_OK;
     qsort(refs, (size_t)n, sizeof *refs, compare_refs);
@@ -182,50 +129,24 @@ static dt_err sort_names(name_ref *refs, int64_t n, const char *what) {
     return DT_OK;
 }
 
-/* The index of a name, -1 if it is not there. */
-static int64_t find_name(const name_ref *refs, int64_t n, const char *name) {
-    int64_t low = 0, high = n;
-    while (low < high) {
-        int64_t mid = low + (high - low) / 2;
-        int order = strcmp(refs[mid].text, name);
-        if (order == 0)
-            return refs[mid].i;
-        if (order < 0)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return -1;
-}
-
 /* ---- metadata */
 
-typedef enum kind_class {
-    CLASS_INT,
-    CLASS_REAL,
-    CLASS_TEXT,
-} kind_class;
-
-static kind_class class_of(kind k) {
-    return k == KIND_TEXT ? CLASS_TEXT : k == KIND_F32 || k == KIND_F64 ? CLASS_REAL : CLASS_INT;
-}
-
 /* Reads a scalar integer of its kind at `p`; false if it is above INT64_MAX. */
-static bool load_int(int64_t *out, const uint8_t *p, kind k) {
+static bool load_int(int64_t *out, const uint8_t *p, dt_gguf_kind k) {
     uint64_t bits = 0;
-    int n_bits = 8 * KINDS[k].n_bytes;
-    memcpy(&bits, p, KINDS[k].n_bytes);
-    bool is_signed = k == KIND_I8 || k == KIND_I16 || k == KIND_I32 || k == KIND_I64;
+    int n_bits = 8 * VALUE_BYTES[k];
+    memcpy(&bits, p, VALUE_BYTES[k]);
+    bool is_signed = k == DT_GGUF_I8 || k == DT_GGUF_I16 || k == DT_GGUF_I32 || k == DT_GGUF_I64;
     if (is_signed && n_bits < 64 && bits >> (n_bits - 1))
         bits |= UINT64_MAX << n_bits;
     *out = (int64_t)bits;
     return is_signed || bits <= INT64_MAX;
 }
 
-static double load_real(const uint8_t *p, kind k) {
+static double load_real(const uint8_t *p, dt_gguf_kind k) {
     float f;
     double d;
-    if (k == KIND_F64) {
+    if (k == DT_GGUF_F64) {
         memcpy(&d, p, 8);
         return d;
     }
@@ -233,19 +154,19 @@ static double load_real(const uint8_t *p, kind k) {
     return f;
 }
 
-static dt_err read_array(entry *e, reader *r) {
+static dt_err read_array(dt_gguf_entry *e, reader *r) {
     uint32_t raw;
     uint64_t n;
     DT_TRY(read_u32(&raw, r, "the element type of an array"));
     DT_TRY(read_u64(&n, r, "the length of an array"));
-    if (raw >= KIND_COUNT)
-        DT_FAIL(
-            DT_ERR_INPUT, "want an element type of 0 to %d, the file has %u", KIND_COUNT - 1, raw);
-    if (raw == KIND_ARRAY)
+    if (raw >= DT_GGUF_COUNT)
+        DT_FAIL(DT_ERR_INPUT, "want an element type of 0 to %d, the file has %u", DT_GGUF_COUNT - 1,
+            raw);
+    if (raw == DT_GGUF_ARRAY)
         DT_FAIL(DT_ERR_UNSUPPORTED, "arrays of arrays are not read");
-    e->kind = (kind)raw;
+    e->kind = (dt_gguf_kind)raw;
     e->is_array = true;
-    size_t item_bytes = KINDS[raw].n_bytes, left = r->n_bytes - r->pos;
+    size_t item_bytes = VALUE_BYTES[raw], left = r->n_bytes - r->pos;
     if (n > left / item_bytes)
         DT_FAIL(DT_ERR_INPUT,
             "the file is cut off or damaged: %" PRIu64 " elements of at least %zu bytes, %zu bytes "
@@ -253,28 +174,28 @@ static dt_err read_array(entry *e, reader *r) {
             n, item_bytes, left);
     e->n = (int64_t)n;
     const uint8_t *p = r->data + r->pos;
-    switch (class_of(e->kind)) {
-    case CLASS_TEXT: {
+    switch (dt_gguf_class_of(e->kind)) {
+    case DT_GGUF_CLASS_TEXT: {
         DT_TRY(dt_mem_alloc(&e->items, (size_t)n * sizeof(dt_text)));
         dt_text *texts = e->items;
         for (uint64_t i = 0; i < n; i++)
             DT_TRY(read_text(&texts[i], r, "a text of an array"));
         return DT_OK;
     }
-    case CLASS_REAL: {
+    case DT_GGUF_CLASS_REAL: {
         DT_TRY(dt_mem_alloc(&e->items, (size_t)n * sizeof(float)));
         float *reals = e->items;
         for (uint64_t i = 0; i < n; i++)
             reals[i] = (float)load_real(p + i * item_bytes, e->kind);
         break;
     }
-    case CLASS_INT: {
+    case DT_GGUF_CLASS_INT: {
         DT_TRY(dt_mem_alloc(&e->items, (size_t)n * sizeof(int64_t)));
         int64_t *integers = e->items;
         for (uint64_t i = 0; i < n; i++) {
             if (!load_int(&integers[i], p + i * item_bytes, e->kind) && e->i_too_big < 0)
                 e->i_too_big = (int64_t)i;
-            if (e->kind == KIND_BOOL && integers[i] > 1)
+            if (e->kind == DT_GGUF_BOOL && integers[i] > 1)
                 DT_FAIL(DT_ERR_INPUT, "element %" PRIu64 ": want a bool of 0 or 1, the file has %d",
                     i, (int)integers[i]);
         }
@@ -285,25 +206,26 @@ static dt_err read_array(entry *e, reader *r) {
     return DT_OK;
 }
 
-static dt_err read_value(entry *e, reader *r) {
+static dt_err read_value(dt_gguf_entry *e, reader *r) {
     uint32_t raw;
     e->i_too_big = -1;
     DT_TRY(read_u32(&raw, r, "the type of a value"));
-    if (raw >= KIND_COUNT)
-        DT_FAIL(DT_ERR_INPUT, "want a value type of 0 to %d, the file has %u", KIND_COUNT - 1, raw);
-    if (raw == KIND_ARRAY)
+    if (raw >= DT_GGUF_COUNT)
+        DT_FAIL(
+            DT_ERR_INPUT, "want a value type of 0 to %d, the file has %u", DT_GGUF_COUNT - 1, raw);
+    if (raw == DT_GGUF_ARRAY)
         return read_array(e, r);
-    e->kind = (kind)raw;
-    if (raw == KIND_TEXT)
+    e->kind = (dt_gguf_kind)raw;
+    if (raw == DT_GGUF_TEXT)
         return read_text(&e->text, r, "a text");
-    DT_TRY(need(r, KINDS[raw].n_bytes, "a value"));
+    DT_TRY(need(r, VALUE_BYTES[raw], "a value"));
     const uint8_t *p = r->data + r->pos;
-    r->pos += KINDS[raw].n_bytes;
-    if (class_of(e->kind) == CLASS_REAL)
+    r->pos += VALUE_BYTES[raw];
+    if (dt_gguf_class_of(e->kind) == DT_GGUF_CLASS_REAL)
         e->real = load_real(p, e->kind);
     else if (!load_int(&e->integer, p, e->kind))
         e->i_too_big = 0;
-    if (e->kind == KIND_BOOL && e->integer > 1)
+    if (e->kind == DT_GGUF_BOOL && e->integer > 1)
         DT_FAIL(DT_ERR_INPUT, "want a bool of 0 or 1, the file has %d", (int)e->integer);
     return DT_OK;
 }
@@ -318,7 +240,7 @@ static dt_err read_entries(dt_gguf *gguf, reader *r, uint64_t n) {
     DT_TRY(dt_mem_alloc(&gguf->key_refs, (size_t)n * sizeof *gguf->key_refs));
     DT_TRY(dt_mem_alloc(&gguf->keys, (size_t)n * sizeof *gguf->keys));
     for (uint64_t i = 0; i < n; i++) {
-        name_ref *ref = &gguf->key_refs[i];
+        dt_gguf_name *ref = &gguf->key_refs[i];
         DT_TRY(read_name(ref, r, (int64_t)i, KEY_MAX_BYTES, "a key"));
         gguf->n_entries = (int64_t)i + 1;
         dt_err err = read_value(&gguf->entries[i], r);
@@ -375,7 +297,7 @@ static dt_err read_tensors(dt_gguf *gguf, reader *r, uint64_t n, uint64_t alignm
     DT_TRY(dt_mem_alloc(&gguf->tensors, (size_t)n * sizeof *gguf->tensors));
     DT_TRY(dt_mem_alloc(&gguf->tensor_refs, (size_t)n * sizeof *gguf->tensor_refs));
     for (uint64_t i = 0; i < n; i++) {
-        name_ref *ref = &gguf->tensor_refs[i];
+        dt_gguf_name *ref = &gguf->tensor_refs[i];
         dt_tensor *t = &gguf->tensors[i];
         uint64_t offset;
         DT_TRY(read_name(ref, r, (int64_t)i, NAME_MAX_BYTES, "the name of a tensor"));
@@ -582,7 +504,7 @@ static dt_err open_parts(dt_gguf *gguf, int n_parts) {
     dt_mem_free(gguf->tensor_refs);
     DT_TRY(dt_mem_alloc(&gguf->tensor_refs, (size_t)n_all * sizeof *gguf->tensor_refs));
     for (int64_t i = 0; i < n_all; i++)
-        gguf->tensor_refs[i] = (name_ref){all[i].name, 0, i};
+        gguf->tensor_refs[i] = (dt_gguf_name){all[i].name, 0, i};
     return DT_OK;
 }
 
@@ -632,219 +554,4 @@ void dt_gguf_close(dt_gguf *gguf) {
     dt_file_map_close(&gguf->map);
     dt_mem_free(gguf->path);
     dt_mem_free(gguf);
-}
-
-const char *dt_gguf_path(const dt_gguf *gguf) {
-    return gguf->path;
-}
-
-size_t dt_gguf_file_bytes(const dt_gguf *gguf) {
-    size_t n_bytes = gguf->map.n_bytes;
-    for (int i = 0; i < gguf->n_parts; i++)
-        n_bytes += gguf->parts[i]->map.n_bytes;
-    return n_bytes;
-}
-
-uint32_t dt_gguf_version(const dt_gguf *gguf) {
-    return gguf->version;
-}
-
-int64_t dt_gguf_n_tensors(const dt_gguf *gguf) {
-    return gguf->n_tensors;
-}
-
-const dt_tensor *dt_gguf_tensor(const dt_gguf *gguf, int64_t i_tensor) {
-    return &gguf->tensors[i_tensor];
-}
-
-const dt_tensor *dt_gguf_find(const dt_gguf *gguf, const char *name) {
-    int64_t i = find_name(gguf->tensor_refs, gguf->n_tensors, name);
-    return i < 0 ? NULL : &gguf->tensors[i];
-}
-
-/* ---- getters */
-
-bool dt_gguf_has(const dt_gguf *gguf, const char *key) {
-    return find_name(gguf->key_refs, gguf->n_entries, key) >= 0;
-}
-
-/* The entry of a key, NULL if it is absent; another class of value is refused. */
-static dt_err find_entry(
-    const entry **out, const dt_gguf *gguf, const char *key, kind_class want, bool want_array) {
-    static const char *const names[] = {"an integer", "a float", "a text"};
-    static const char *const array_names[] = {
-        "an array of integers", "an array of floats", "an array of texts"};
-    *out = NULL;
-    int64_t i = find_name(gguf->key_refs, gguf->n_entries, key);
-    if (i < 0)
-        return DT_OK;
-    const entry *e = &gguf->entries[i];
-    if (e->is_array != want_array || class_of(e->kind) != want)
-        DT_FAIL(DT_ERR_INPUT, "key %s: want %s, the file has %s", key,
-            (want_array ? array_names : names)[want],
-            e->is_array ? KINDS[e->kind].array_name : KINDS[e->kind].name);
-    if (e->i_too_big >= 0)
-        DT_FAIL(DT_ERR_INPUT, "key %s: the value (element %" PRId64 ") is above 2^63 - 1", key,
-            e->i_too_big);
-    *out = e;
-    return DT_OK;
-}
-
-dt_err dt_gguf_get_int(const dt_gguf *gguf, const char *key, int64_t *out) {
-    const entry *e;
-    DT_TRY(find_entry(&e, gguf, key, CLASS_INT, false));
-    if (e)
-        *out = e->integer;
-    return DT_OK;
-}
-
-dt_err dt_gguf_get_float(const dt_gguf *gguf, const char *key, double *out) {
-    const entry *e;
-    DT_TRY(find_entry(&e, gguf, key, CLASS_REAL, false));
-    if (e)
-        *out = e->real;
-    return DT_OK;
-}
-
-dt_err dt_gguf_get_text(const dt_gguf *gguf, const char *key, dt_text *out) {
-    const entry *e;
-    DT_TRY(find_entry(&e, gguf, key, CLASS_TEXT, false));
-    if (e)
-        *out = e->text;
-    return DT_OK;
-}
-
-dt_err dt_gguf_get_text_array(
-    const dt_gguf *gguf, const char *key, const dt_text **out, int64_t *n_out) {
-    const entry *e;
-    *n_out = 0;
-    DT_TRY(find_entry(&e, gguf, key, CLASS_TEXT, true));
-    if (e) {
-        *out = e->items;
-        *n_out = e->n;
-    }
-    return DT_OK;
-}
-
-dt_err dt_gguf_get_int_array(
-    const dt_gguf *gguf, const char *key, const int64_t **out, int64_t *n_out) {
-    const entry *e;
-    *n_out = 0;
-    DT_TRY(find_entry(&e, gguf, key, CLASS_INT, true));
-    if (e) {
-        *out = e->items;
-        *n_out = e->n;
-    }
-    return DT_OK;
-}
-
-dt_err dt_gguf_get_float_array(
-    const dt_gguf *gguf, const char *key, const float **out, int64_t *n_out) {
-    const entry *e;
-    *n_out = 0;
-    DT_TRY(find_entry(&e, gguf, key, CLASS_REAL, true));
-    if (e) {
-        *out = e->items;
-        *n_out = e->n;
-    }
-    return DT_OK;
-}
-
-int64_t dt_gguf_n_keys(const dt_gguf *gguf) {
-    return gguf->n_entries;
-}
-
-const char *dt_gguf_key(const dt_gguf *gguf, int64_t i_key) {
-    return gguf->keys[i_key];
-}
-
-/* ---- listings */
-
-/* What is printed into a caller's buffer: pieces that fit whole or not at all, so that an escape is
- * never cut in two. */
-typedef struct printer {
-    char *out;
-    size_t n, n_max; /* n_max without the NUL */
-    bool full;
-} printer;
-
-static void put(printer *p, const char *piece) {
-    size_t n = strlen(piece);
-    if (p->full || n > p->n_max - p->n) {
-        p->full = true;
-        return;
-    }
-    memcpy(p->out + p->n, piece, n + 1);
-    p->n += n;
-}
-
-static void put_text(printer *p, dt_text text) {
-    put(p, "\"");
-    for (size_t i = 0; i < text.n_bytes && !p->full; i++) {
-        unsigned char c = (unsigned char)text.data[i];
-        char piece[8];
-        if (c == '\n')
-            snprintf(piece, sizeof piece, "\\n");
-        else if (c == '"' || c == '\\')
-            snprintf(piece, sizeof piece, "\\%c", c);
-        else if (c < 0x20 || c > 0x7e)
-            snprintf(piece, sizeof piece, "\\x%02x", c);
-        else
-            snprintf(piece, sizeof piece, "%c", c);
-        put(p, piece);
-    }
-    put(p, "\"");
-}
-
-static void put_int(printer *p, const entry *e, int64_t value) {
-    char piece[32];
-    if (e->kind == KIND_BOOL)
-        snprintf(piece, sizeof piece, "%s", value ? "true" : "false");
-    else if (e->kind == KIND_U64)
-        snprintf(piece, sizeof piece, "%" PRIu64, (uint64_t)value);
-    else
-        snprintf(piece, sizeof piece, "%" PRId64, value);
-    put(p, piece);
-}
-
-static void put_real(printer *p, double value) {
-    char piece[32];
-    snprintf(piece, sizeof piece, "%.9g", value);
-    put(p, piece);
-}
-
-void dt_gguf_describe(const dt_gguf *gguf, int64_t i_key, char *out, size_t n_bytes) {
-    if (n_bytes == 0)
-        return;
-    out[0] = '\0';
-    const entry *e = &gguf->entries[i_key];
-    printer p = {out, 0, n_bytes - 1, false};
-    put(&p, e->is_array ? KINDS[e->kind].array_name : KINDS[e->kind].name);
-    put(&p, " ");
-    if (e->is_array) {
-        char piece[32];
-        snprintf(piece, sizeof piece, "%" PRId64 ":", e->n);
-        put(&p, piece);
-    }
-    int64_t n = e->is_array ? e->n : 1;
-    for (int64_t i = 0; i < n && !p.full; i++) {
-        if (e->is_array)
-            put(&p, " ");
-        switch (class_of(e->kind)) {
-        case CLASS_TEXT:
-            put_text(&p, e->is_array ? ((const dt_text *)e->items)[i] : e->text);
-            break;
-        case CLASS_REAL:
-            put_real(&p, e->is_array ? ((const float *)e->items)[i] : e->real);
-            break;
-        case CLASS_INT:
-            put_int(&p, e, e->is_array ? ((const int64_t *)e->items)[i] : e->integer);
-            break;
-        }
-    }
-    /* What did not fit is shown by dots in place of the last bytes. */
-    if (p.full && n_bytes > 4) {
-        p.n = DT_MIN(p.n, n_bytes - 4);
-        memcpy(out + p.n, "...", 4);
-    }
 }

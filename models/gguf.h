@@ -7,6 +7,8 @@
 #ifndef DT_MODELS_GGUF_H
 #define DT_MODELS_GGUF_H
 
+#include <string.h>
+
 #include "src/base/dtype.h"
 
 typedef struct dt_gguf dt_gguf;
@@ -38,6 +40,19 @@ typedef struct dt_text {
     const char *data;
     size_t n_bytes;
 } dt_text;
+
+static inline bool dt_text_same(dt_text a, dt_text b) {
+    return a.n_bytes == b.n_bytes && (a.n_bytes == 0 || memcmp(a.data, b.data, a.n_bytes) == 0);
+}
+
+static inline bool dt_text_is(dt_text text, const char *word) {
+    return dt_text_same(text, (dt_text){word, strlen(word)});
+}
+
+/* A piece of the text that can be put into a message: what is not printable ASCII becomes "?", a
+ * long text ends in dots. Returns `out`. */
+enum { DT_TEXT_SHOWN_BYTES = 68 };
+const char *dt_text_shown(char out[DT_TEXT_SHOWN_BYTES], dt_text text);
 
 dt_err dt_gguf_get_text(const dt_gguf *gguf, const char *key, dt_text *out);
 

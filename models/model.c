@@ -71,6 +71,21 @@ static dt_err bind_layer(dt_layer *layer, binder *b, const dt_config *c, int i) 
     return bind_in_layer(&layer->w_down, b, i, "ffn_down.weight", d, ff, false);
 }
 
+/* A frequency is divided by its factor. With one that is zero, NaN or tiny the angles would leave
+ * the range of dt_sincos_f64 (models/config.h); a negative or infinite one has no meaning. */
+static dt_err check_factors(const dt_tensor *t, double rope_scale) {
+    const float *factors = t->data;
+    double low = rope_scale / DT_ROPE_RATE_MAX;
+    for (int64_t i = 0; i < t->ne[0]; i++) {
+        double factor = (double)factors[i];
+        if (!(factor >= low && factor < (double)__builtin_inff()))
+            DT_FAIL(DT_ERR_INPUT,
+                "tensor %s: want finite factors of %g or more, element %" PRId64 " is %g", t->name,
+                low, i, factor);
+    }
+    return DT_OK;
+}
+
 static dt_err bind_all(dt_model *model, binder *b) {
     const dt_config *c = &model->config;
     DT_TRY(bind(&model->token_embd, b, "token_embd.weight", c->n_vocab, c->n_embd, false));
@@ -79,6 +94,8 @@ static dt_err bind_all(dt_model *model, binder *b) {
     if (!model->output)
         model->output = model->token_embd;
     DT_TRY(bind(&model->rope_freqs, b, "rope_freqs.weight", 0, c->n_rot / 2, true));
+    if (model->rope_freqs)
+        DT_TRY(check_factors(model->rope_freqs, c->rope_scale));
     for (int i = 0; i < c->n_layer; i++)
         DT_TRY(bind_layer(&model->layers[i], b, c, i));
     /* A tensor that no part of the program reads (a bias, an expert, a norm of another design)

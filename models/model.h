@@ -29,7 +29,8 @@ typedef struct dt_model {
 } dt_model;
 
 /* Opens the file, reads the configuration and the vocabulary and binds every tensor. A missing
- * tensor or another shape is DT_ERR_INPUT and says which was expected and found. */
+ * tensor or another shape is DT_ERR_INPUT and says which was expected and found; so is a factor of
+ * rope_freqs that is not finite and large enough (DT_ROPE_RATE_MAX). */
 dt_err dt_model_open(dt_model **out, const char *path);
 void dt_model_close(dt_model *model);
 

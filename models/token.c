@@ -42,23 +42,6 @@ static const char *const end_texts[] = {
     "</s>",
 };
 
-static dt_text text_of(const char *s) {
-    return (dt_text){s, strlen(s)};
-}
-
-static bool same_text(dt_text a, dt_text b) {
-    return a.n_bytes == b.n_bytes && (a.n_bytes == 0 || memcmp(a.data, b.data, a.n_bytes) == 0);
-}
-
-/* A piece of a file's text that can be put into a message. */
-static const char *shown(char out[48], dt_text text) {
-    size_t n = DT_MIN(text.n_bytes, 44);
-    for (size_t i = 0; i < n; i++)
-        out[i] = text.data[i] >= ' ' && text.data[i] <= '~' ? text.data[i] : '?';
-    strcpy(out + n, n < text.n_bytes ? "..." : "");
-    return out;
-}
-
 /* ---- open */
 
 static dt_err read_id(int32_t *out, const dt_vocab *vocab, const dt_gguf *gguf, const char *key) {
@@ -71,6 +54,14 @@ static dt_err read_id(int32_t *out, const dt_vocab *vocab, const dt_gguf *gguf, 
         DT_FAIL(DT_ERR_INPUT, "%s: %s is %lld, the vocabulary has %d tokens", dt_gguf_path(gguf),
             key, (long long)id, vocab->n_tokens);
     *out = (int32_t)id;
+    return DT_OK;
+}
+
+static dt_err check_lengths(const dt_vocab *vocab, const dt_gguf *gguf) {
+    for (int32_t id = 0; id < vocab->n_tokens; id++)
+        if (vocab->text[id].n_bytes > DT_TOKEN_TEXT_MAX)
+            DT_FAIL(DT_ERR_INPUT, "%s: want texts of at most %d bytes, token %d has %zu",
+                dt_gguf_path(gguf), DT_TOKEN_TEXT_MAX, id, vocab->text[id].n_bytes);
     return DT_OK;
 }
 
@@ -104,7 +95,7 @@ static dt_err read_ids(dt_vocab *vocab, const dt_gguf *gguf, dt_text pre) {
     DT_TRY(read_id(&padding, vocab, gguf, "tokenizer.ggml.padding_token_id"));
 
     /* Files of the Llama 3 family often leave the key out; their tokenizer puts BOS in front. */
-    int64_t add_bos = same_text(pre, text_of("llama-bpe")) || same_text(pre, text_of("llama3"));
+    int64_t add_bos = dt_text_is(pre, "llama-bpe") || dt_text_is(pre, "llama3");
     DT_TRY(dt_gguf_get_int(gguf, "tokenizer.ggml.add_bos_token", &add_bos));
     vocab->add_bos = add_bos != 0 && vocab->bos >= 0;
 
@@ -112,7 +103,7 @@ static dt_err read_ids(dt_vocab *vocab, const dt_gguf *gguf, dt_text pre) {
     for (int32_t id = 0; id < vocab->n_tokens; id++) {
         vocab->ends[id] = id == vocab->eos || id == eot || id == eom;
         for (size_t i = 0; i < DT_COUNT(end_texts) && vocab->kind[id] == DT_TOKEN_CONTROL; i++)
-            vocab->ends[id] = vocab->ends[id] || same_text(vocab->text[id], text_of(end_texts[i]));
+            vocab->ends[id] = vocab->ends[id] || dt_text_is(vocab->text[id], end_texts[i]);
     }
     return DT_OK;
 }
@@ -152,24 +143,25 @@ static dt_err read_special(dt_vocab *vocab) {
 }
 
 static dt_err read_vocab(dt_vocab *vocab, const dt_gguf *gguf) {
-    dt_text model = {0}, pre = text_of("default");
+    dt_text model = {0}, pre = {"default", 7};
     int64_t n_tokens, n_merges;
     const dt_text *merges;
-    char name[48];
+    char name[DT_TEXT_SHOWN_BYTES];
     DT_TRY(dt_gguf_get_text(gguf, "tokenizer.ggml.model", &model));
     if (model.n_bytes == 0)
         DT_FAIL(DT_ERR_INPUT, "%s: the file has no tokenizer (key tokenizer.ggml.model)",
             dt_gguf_path(gguf));
-    if (!same_text(model, text_of("gpt2")))
+    if (!dt_text_is(model, "gpt2"))
         DT_FAIL(DT_ERR_UNSUPPORTED,
             "%s: tokenizer model \"%s\" is not supported (only \"gpt2\", byte-level BPE, is)",
-            dt_gguf_path(gguf), shown(name, model));
+            dt_gguf_path(gguf), dt_text_shown(name, model));
     DT_TRY(dt_gguf_get_text(gguf, "tokenizer.ggml.pre", &pre));
     DT_TRY(dt_gguf_get_text_array(gguf, "tokenizer.ggml.tokens", &vocab->text, &n_tokens));
     if (n_tokens < 1 || n_tokens >= INT32_MAX / 2)
         DT_FAIL(DT_ERR_INPUT, "%s: %lld tokens in tokenizer.ggml.tokens", dt_gguf_path(gguf),
             (long long)n_tokens);
     vocab->n_tokens = (int32_t)n_tokens;
+    DT_TRY(check_lengths(vocab, gguf));
     DT_TRY(read_kinds(vocab, gguf));
     DT_TRY(read_ids(vocab, gguf, pre));
     DT_TRY(read_special(vocab));
@@ -404,25 +396,25 @@ static bool is_padding(const dt_vocab *vocab, int32_t token) {
 
 dt_err dt_vocab_match(int32_t *n_common_out, const dt_vocab *target, const dt_vocab *draft) {
     int32_t n_common = DT_MIN(target->n_tokens, draft->n_tokens);
-    char a[48], b[48];
+    char a[DT_TEXT_SHOWN_BYTES], b[DT_TEXT_SHOWN_BYTES];
     *n_common_out = 0;
     for (int32_t id = 0; id < n_common; id++) {
-        if (!same_text(target->text[id], draft->text[id]) &&
+        if (!dt_text_same(target->text[id], draft->text[id]) &&
             !(is_padding(target, id) && is_padding(draft, id)))
             DT_FAIL(DT_ERR_INPUT,
                 "the draft's vocabulary is another: token %d is \"%s\", the target has \"%s\"", id,
-                shown(b, draft->text[id]), shown(a, target->text[id]));
+                dt_text_shown(b, draft->text[id]), dt_text_shown(a, target->text[id]));
         if (target->ends[id] != draft->ends[id])
             DT_FAIL(DT_ERR_INPUT,
                 "the draft's vocabulary is another: token %d (\"%s\") ends a turn only in the %s",
-                id, shown(a, target->text[id]), target->ends[id] ? "target" : "draft");
+                id, dt_text_shown(a, target->text[id]), target->ends[id] ? "target" : "draft");
     }
     const dt_vocab *larger = target->n_tokens > draft->n_tokens ? target : draft;
     for (int32_t id = n_common; id < larger->n_tokens; id++)
         if (!is_padding(larger, id))
             DT_FAIL(DT_ERR_INPUT,
                 "the draft's vocabulary is another: token %d (\"%s\") is only in the %s", id,
-                shown(a, larger->text[id]), larger == target ? "target" : "draft");
+                dt_text_shown(a, larger->text[id]), larger == target ? "target" : "draft");
     if (target->bos != draft->bos || target->eos != draft->eos)
         DT_FAIL(DT_ERR_INPUT,
             "the draft's vocabulary is another: its BOS and EOS are %d and %d, the target's %d, %d",

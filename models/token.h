@@ -21,7 +21,11 @@ typedef enum dt_token_kind {
     DT_TOKEN_BYTE = 6,
 } dt_token_kind;
 
-/* Refuses by name a tokenizer model other than "gpt2" and a pre-tokenizer other than gpt-2
+/* Bytes of one token's text; sessions reserve room for a tree of the longest. */
+enum { DT_TOKEN_TEXT_MAX = 1 << 16 };
+
+/* Refuses a text longer than DT_TOKEN_TEXT_MAX, and by name a tokenizer model other than "gpt2" and
+ * a pre-tokenizer other than gpt-2
  * ("gpt-2", "default"), llama-bpe ("llama-bpe", "llama3"), qwen2 and smollm. The vocabulary's text
  * is owned by `gguf`, which must outlive it. */
 dt_err dt_vocab_open(dt_vocab **out, const dt_gguf *gguf);
@@ -57,6 +61,10 @@ typedef struct dt_utf8 {
     char held[4];
     int n_held;
 } dt_utf8;
+
+/* Length of the well-formed UTF-8 character at text[0], 0 if there is none (RFC 3629: no overlong
+ * forms, no surrogates, nothing above U+10FFFF). n_bytes > 0. */
+int dt_utf8_char(const char *text, size_t n_bytes);
 
 /* Appends bytes and returns how many may be written now; `out` must hold n_bytes + 4. */
 size_t dt_utf8_push(dt_utf8 *utf8, char *out, const char *bytes, size_t n_bytes);

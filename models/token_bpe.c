@@ -70,10 +70,11 @@ static uint32_t hash_end(uint32_t hash) {
     return hash ^ (hash >> 13);
 }
 
-static bool text_is(dt_text text, dt_text head, dt_text tail) {
+/* Whether the text is `head` followed by `tail`. */
+static bool is_joined(dt_text text, dt_text head, dt_text tail) {
     return text.n_bytes == head.n_bytes + tail.n_bytes &&
-           (head.n_bytes == 0 || memcmp(text.data, head.data, head.n_bytes) == 0) &&
-           (tail.n_bytes == 0 || memcmp(text.data + head.n_bytes, tail.data, tail.n_bytes) == 0);
+           dt_text_same((dt_text){text.data, head.n_bytes}, head) &&
+           dt_text_same((dt_text){text.data + head.n_bytes, tail.n_bytes}, tail);
 }
 
 dt_err dt_text_table_init(dt_text_table *out, const dt_text *text, int32_t n_text) {
@@ -87,7 +88,7 @@ dt_err dt_text_table_init(dt_text_table *out, const dt_text *text, int32_t n_tex
         uint32_t i = hash & out->mask;
         for (; out->slots[i].id_plus_1 != 0; i = (i + 1) & out->mask) {
             const dt_text_slot *slot = &out->slots[i];
-            if (slot->hash == hash && text_is(text[slot->id_plus_1 - 1], text[id], (dt_text){0}))
+            if (slot->hash == hash && dt_text_same(text[slot->id_plus_1 - 1], text[id]))
                 break;
         }
         if (out->slots[i].id_plus_1 == 0)
@@ -107,7 +108,7 @@ int32_t dt_text_table_find(const dt_text_table *table, dt_text head, dt_text tai
         const dt_text_slot *slot = &table->slots[i];
         if (slot->id_plus_1 == 0)
             return -1;
-        if (slot->hash == hash && text_is(table->text[slot->id_plus_1 - 1], head, tail))
+        if (slot->hash == hash && is_joined(table->text[slot->id_plus_1 - 1], head, tail))
             return slot->id_plus_1 - 1;
     }
 }
@@ -239,20 +240,15 @@ static void read_bytes(dt_bpe *bpe) {
 static dt_err compile(dt_bpe *bpe, dt_text pre) {
     const char *pattern = NULL;
     for (size_t i = 0; i < DT_COUNT(pre_tokenizers) && pattern == NULL; i++)
-        if (text_is(pre, (dt_text){pre_tokenizers[i].name, strlen(pre_tokenizers[i].name)},
-                (dt_text){0})) {
+        if (dt_text_is(pre, pre_tokenizers[i].name)) {
             pattern = pre_tokenizers[i].pattern;
             bpe->whole_pieces = pre_tokenizers[i].whole_pieces;
         }
     if (pattern == NULL) {
-        char name[48];
-        size_t n = DT_MIN(pre.n_bytes, sizeof(name) - 1);
-        for (size_t i = 0; i < n; i++)
-            name[i] = pre.data[i] >= ' ' && pre.data[i] <= '~' ? pre.data[i] : '?';
-        name[n] = 0;
+        char name[DT_TEXT_SHOWN_BYTES];
         DT_FAIL(DT_ERR_UNSUPPORTED,
             "pre-tokenizer \"%s\" is not supported (those are gpt-2, llama-bpe, qwen2, smollm)",
-            name);
+            dt_text_shown(name, pre));
     }
     int error;
     PCRE2_SIZE offset;

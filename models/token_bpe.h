@@ -26,9 +26,6 @@ static inline int dt_char_to_byte(int c) {
     return c < 289 ? c - 256 : c < 323 ? c - 289 + 127 : 173;
 }
 
-/* Length of the well-formed UTF-8 character at text[0], 0 if there is none (RFC 3629: no overlong
- * forms, no surrogates, nothing above U+10FFFF). n_bytes > 0. */
-int dt_utf8_char(const char *text, size_t n_bytes);
 /* Whether the n_bytes (1..3) are the beginning of a well-formed character that needs more. */
 bool dt_utf8_unfinished(const char *text, size_t n_bytes);
 

@@ -30,7 +30,8 @@ typedef struct dt_topk {
     float scores[DT_TOPK_MAX];   /* log-probability of each: the increment of a tree score */
 } dt_topk;
 
-/* On host memory: logits [n_vocab]. NaN ranks last. Never fails; allocates nothing. */
+/* On host memory: logits [n_vocab]. NaN and -infinity are never returned, and nothing is where the
+ * largest logit is not finite. Never fails; allocates nothing. */
 void dt_topk_row(dt_topk *out, const float *logits, int n_vocab, const dt_topk_args *args);
 
 #endif

@@ -132,6 +132,10 @@ static void test_defaults(void) {
     CHECK(c.rope_scale == 1);
     CHECK_OK(read_config(&c, WITH(F("rope.scale_linear", 2))));
     CHECK(c.rope_scale == 0.5);
+    CHECK_OK(read_config(&c, WITH(F("rope.scaling.factor", 0))));
+    CHECK(c.rope_scale == 1);
+    CHECK_OK(read_config(&c, WITH(F("rope.scaling.factor", 1.0 / DT_ROPE_RATE_MAX))));
+    CHECK(c.rope_scale == DT_ROPE_RATE_MAX);
     CHECK_OK(read_config(&c, WITH(U("expert_count", 0), U("attention.sliding_window", 0))));
 }
 
@@ -153,6 +157,7 @@ static void test_refusals(void) {
     } cases[] = {
         {{"general.architecture", TEXT, 0, "mamba"}, DT_ERR_UNSUPPORTED,
             "architecture \"mamba\" is not supported; supported are llama, qwen2"},
+        {{"general.architecture", TEXT, 0, "\x1b[31mred"}, DT_ERR_UNSUPPORTED, "\"?[31mred\""},
         {{"general.architecture", U32, 1, NULL}, DT_ERR_INPUT, "want a text"},
         {U("expert_count", 8), DT_ERR_UNSUPPORTED, "experts are not supported"},
         {U("attention.sliding_window", 4096), DT_ERR_UNSUPPORTED, "sliding windows"},
@@ -173,7 +178,16 @@ static void test_refusals(void) {
         {U("rope.dimension_count", 18), DT_ERR_INPUT, "want 2 to 16, the file has 18"},
         {F("rope.freq_base", 0), DT_ERR_INPUT, "rope.freq_base"},
         {F("rope.freq_base", (double)__builtin_nanf("")), DT_ERR_INPUT, "rope.freq_base"},
+        {F("rope.freq_base", (double)__builtin_inff()), DT_ERR_INPUT, "rope.freq_base"},
+        {F("rope.freq_base", 1e13), DT_ERR_INPUT, "rope.freq_base"},
         {F("rope.scaling.factor", -2), DT_ERR_INPUT, "rope.scaling.factor"},
+        {F("rope.scaling.factor", 1e-30), DT_ERR_INPUT,
+            "rope.scaling.factor: want 0.03125 to 1e+06, or 0 for none, the file has 1e-30"},
+        {F("rope.scaling.factor", 0.03), DT_ERR_INPUT, "rope.scaling.factor"},
+        {F("rope.scaling.factor", 1e7), DT_ERR_INPUT, "rope.scaling.factor"},
+        {F("rope.scaling.factor", (double)__builtin_inff()), DT_ERR_INPUT, "the file has inf"},
+        {F("rope.scaling.factor", (double)__builtin_nanf("")), DT_ERR_INPUT, "nan"},
+        {F("rope.scale_linear", 1e-3), DT_ERR_INPUT, "rope.scale_linear"},
         {F("attention.layer_norm_rms_epsilon", -1), DT_ERR_INPUT, "epsilon"},
         {U("vocab_size", 1e9), DT_ERR_INPUT, "vocab_size"},
     };
@@ -217,16 +231,16 @@ static void test_tiny_models(void) {
     dt_model_close(m);
 }
 
-/* A tiny file with the bytes that follow the first place of `text` (skipping `skip`) overwritten.
+/* A tiny file with the bytes that follow the first place of `what` (skipping `skip`) overwritten.
  */
-static dt_err open_patched(
-    const char *name, const char *text, size_t skip, const void *with, size_t n_with) {
+static dt_err open_patched_at(const char *name, const void *what, size_t n_what, size_t skip,
+    const void *with, size_t n_with) {
     static uint8_t file[1 << 18];
     FILE *in = fopen(data_path(name), "rb");
     size_t n = in ? fread(file, 1, sizeof file, in) : 0;
     if (in)
         fclose(in);
-    uint8_t *at = memmem(file, n, text, strlen(text));
+    uint8_t *at = memmem(file, n, what, n_what);
     CHECK(at != NULL);
     if (at)
         memcpy(at + skip, with, n_with);
@@ -235,6 +249,41 @@ static dt_err open_patched(
     dt_err err = dt_model_open(&model, path);
     dt_model_close(model);
     return err;
+}
+
+static dt_err open_patched(
+    const char *name, const char *text, size_t skip, const void *with, size_t n_with) {
+    return open_patched_at(name, text, strlen(text), skip, with, n_with);
+}
+
+/* Factors that would make angles NaN, or larger than sine and cosine are made for. */
+static void test_rope_factors(void) {
+    enum { N_FACTORS = 8 };
+    float factors[N_FACTORS];
+    dt_model *m;
+    CHECK_OK(dt_model_open(&m, data_path("tiny-f16.gguf")));
+    if (!m)
+        return;
+    memcpy(factors, m->rope_freqs->data, sizeof factors);
+    dt_model_close(m);
+    static const struct {
+        float value;
+        const char *words;
+    } cases[] = {
+        {0.0f, "element 5 is 0"},
+        {-1.0f, "element 5 is -1"},
+        {1e-30f, "want finite factors of 0.015625 or more, element 5 is 1e-30"},
+        {__builtin_inff(), "element 5 is inf"},
+        {-__builtin_inff(), "element 5 is -inf"},
+        {__builtin_nanf(""), "tensor rope_freqs.weight: want finite factors"},
+    };
+    for (size_t i = 0; i < DT_COUNT(cases); i++)
+        CHECK_FAILS(open_patched_at("tiny-f16.gguf", factors, sizeof factors, 5 * sizeof(float),
+                        &cases[i].value, sizeof(float)),
+            DT_ERR_INPUT, cases[i].words);
+    float least = 0.5f / DT_ROPE_RATE_MAX; /* the file's scale is 0.5 */
+    CHECK_OK(open_patched_at(
+        "tiny-f16.gguf", factors, sizeof factors, 7 * sizeof(float), &least, sizeof least));
 }
 
 static void test_broken_models(void) {
@@ -282,6 +331,7 @@ int main(void) {
     test_defaults();
     test_refusals();
     test_tiny_models();
+    test_rope_factors();
     test_broken_models();
     unlink(path);
     return test_end();

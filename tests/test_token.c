@@ -154,6 +154,21 @@ static bool well_formed(const uint8_t *s, size_t n, size_t *length_out) {
     return c >= least[length] && c <= 0x10FFFF && (c < 0xD800 || c > 0xDFFF);
 }
 
+/* Against the other definition, over every beginning of two bytes and what could follow. */
+static void test_utf8_char(void) {
+    static const uint8_t ends[] = {0x00, 0x7F, 0x80, 0xBF, 0xC0, 0xFF};
+    for (int i = 0; i < 65536 * 36; i++) {
+        uint8_t text[4] = {(uint8_t)(i >> 8), (uint8_t)i, ends[(i >> 16) / 6], ends[(i >> 16) % 6]};
+        for (size_t n = 1; n <= 4; n++) {
+            size_t length;
+            int want = well_formed(text, n, &length) ? (int)length : 0;
+            if (dt_utf8_char((const char *)text, n) != want)
+                CHECK_MSG(false, "%02x %02x %02x %02x, %zu bytes: want %d", text[0], text[1],
+                    text[2], text[3], n, want);
+        }
+    }
+}
+
 /* Feeds `text` in random parts: nothing may be lost, held longer than 3 bytes, or cut inside one of
  * the text's well-formed characters. */
 static void check_stream(test_rng *rng, const char *text, size_t n_text) {
@@ -375,6 +390,19 @@ static void test_refusals(void) {
     CHECK_FAILS(open_and_close(&v), DT_ERR_INPUT, "token_type of token 0 is 7");
     test_vocab_free(&v);
 
+    static char text[DT_TOKEN_TEXT_MAX + 1];
+    memset(text, 'x', sizeof text);
+    for (size_t n = sizeof text - 1; n <= sizeof text; n++) {
+        v = make_vocab(letters, DT_COUNT(letters));
+        test_vocab_token(&v, text, n, DT_TOKEN_NORMAL);
+        if (n <= DT_TOKEN_TEXT_MAX)
+            CHECK_OK(open_and_close(&v));
+        else
+            CHECK_FAILS(open_and_close(&v), DT_ERR_INPUT,
+                "want texts of at most 65536 bytes, token 5 has 65537");
+        test_vocab_free(&v);
+    }
+
     check_merge_refused("ab", "merge 0 is not two texts");
     check_merge_refused("", "merge 0 is not two texts");
     check_merge_refused(" b", "merge 0 is not two texts");
@@ -554,6 +582,7 @@ static bool test_models(void) {
 }
 
 int main(void) {
+    test_utf8_char();
     test_streaming();
     test_small();
     test_calls();

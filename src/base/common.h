@@ -22,7 +22,8 @@ typedef enum dt_err {
     DT_ERR_INTERNAL,    /* a broken invariant of our own */
 } dt_err;
 
-/* Records a message (cut at 512 bytes) with its place and returns `code`. Any thread. */
+/* Records a message (cut to 511 bytes) and returns `code`. The place is not part of the message: it
+ * is there for a debugger that stops here. Any thread. */
 dt_err dt_err_set(dt_err code, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 

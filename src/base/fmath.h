@@ -7,8 +7,17 @@
 #ifndef DT_BASE_FMATH_H
 #define DT_BASE_FMATH_H
 
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
+
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) ||     \
+    __FINITE_MATH_ONLY__ > 0
+#error "the bits of float operations are part of the product: build without -ffast-math"
+#endif
+/* 16 is what compilers say where half precision is computed as itself; the others are as with 0. */
+_Static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16,
+    "float and double must be evaluated in their own precision (x86: -mfpmath=sse)");
 
 static inline float dt_bits_f32(uint32_t u) {
     float f;

@@ -1,4 +1,5 @@
-/* Memory and mapped files. Nothing here is called from the decode loop. Any thread. */
+/* Memory and mapped files. Nothing here but the clock is called from the decode loop. Any thread.
+ */
 #ifndef DT_BASE_MEM_H
 #define DT_BASE_MEM_H
 

@@ -1,5 +1,5 @@
 /* Keyed noise: the random number of (seed, position, token), the same wherever it is computed.
- * Sources: Salmon et al. 2011 (Philox4x32-10); Gumbel noise G = -log(-log1p(-u)). */
+ * Sources: Salmon et al. 2011 (Philox4x32-10); Gumbel noise G = -log(-log(1 - u)). */
 #ifndef DT_BASE_NOISE_H
 #define DT_BASE_NOISE_H
 

@@ -4,24 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "models/token.h"
+
 json_t *report_real(double value) {
     return isfinite(value) ? json_real(value) : json_null();
-}
-
-/* Length of the UTF-8 character at the start of [s, s + n), 0 if it is not a valid one. */
-static size_t utf8_length(const unsigned char *s, size_t n) {
-    if (s[0] < 0x80)
-        return 1;
-    size_t length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || length > n)
-        return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    bool overlong = (s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xf0 && s[1] < 0x90);
-    bool surrogate = s[0] == 0xed && s[1] >= 0xa0;
-    bool beyond = s[0] == 0xf4 && s[1] >= 0x90;
-    return overlong || surrogate || beyond ? 0 : length;
 }
 
 json_t *report_bytes(const char *bytes, size_t n_bytes) {
@@ -30,7 +16,7 @@ json_t *report_bytes(const char *bytes, size_t n_bytes) {
     if (!text)
         return json_null();
     for (size_t i = 0; i < n_bytes;) {
-        size_t length = utf8_length((const unsigned char *)bytes + i, n_bytes - i);
+        size_t length = (size_t)dt_utf8_char(bytes + i, n_bytes - i);
         if (length > 0) {
             memcpy(text + n, bytes + i, length);
             n += length;
