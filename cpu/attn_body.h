@@ -48,11 +48,12 @@ static void attn_score_ancestors(const dt_attn_range *a, const dt_attn_row *row,
         int32_t at = row->ancestors[p - a->n_committed];
         if (at / 16 != block) {
             block = at / 16;
-            attn_score(lanes, 16, q, a->n_group,
-                a->keys + (size_t)block * 16 * (size_t)a->head_dim, a->head_dim, a->scale);
+            attn_score(lanes, 16, q, a->n_group, a->keys + (size_t)block * 16 * (size_t)a->head_dim,
+                a->head_dim, a->scale);
         }
         for (int g = 0; g < a->n_group; g++)
-            scores[(size_t)g * DT_ATTN_RANGE + (size_t)(p - a->position0)] = lanes[g * 16 + at % 16];
+            scores[(size_t)g * DT_ATTN_RANGE + (size_t)(p - a->position0)] =
+                lanes[g * 16 + at % 16];
     }
 }
 
