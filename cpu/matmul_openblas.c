@@ -5,11 +5,40 @@
 #ifdef DT_HAVE_OPENBLAS
 
 #include <cblas.h>
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "src/base/mem.h"
+
+/* OpenBLAS starts threads of its own as soon as it is loaded, and their end can hang where memory
+ * is short, so it is loaded only by those who ask for it. Written once, by start(). */
+static struct {
+    __typeof__(&cblas_sgemm) sgemm;
+    __typeof__(&openblas_set_num_threads) set_num_threads;
+    __typeof__(&openblas_get_config) get_config;
+    __typeof__(&openblas_get_corename) get_corename;
+} blas;
+
+static dt_err load_library(void) {
+    void *library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        DT_FAIL(DT_ERR_UNSUPPORTED, "cannot load OpenBLAS: %s", dlerror());
+    struct {
+        const char *name;
+        void *slot;
+    } symbols[] = {{"cblas_sgemm", &blas.sgemm},
+        {"openblas_set_num_threads", &blas.set_num_threads},
+        {"openblas_get_config", &blas.get_config}, {"openblas_get_corename", &blas.get_corename}};
+    for (size_t i = 0; i < DT_COUNT(symbols); i++) {
+        void *symbol = dlsym(library, symbols[i].name);
+        if (!symbol)
+            DT_FAIL(DT_ERR_UNSUPPORTED, "OpenBLAS has no %s: %s", symbols[i].name, dlerror());
+        memcpy(symbols[i].slot, &symbol, sizeof symbol);
+    }
+    return DT_OK;
+}
 
 size_t dt_openblas_scratch_bytes(int k) {
     return ((size_t)k + DT_OPENBLAS_PANEL_MAX) * DT_OPENBLAS_TILE * sizeof(float);
@@ -28,7 +57,7 @@ void dt_openblas_panel(float *out, size_t out_stride, const float *w, int n_w, i
         x = padded;
         x_stride = (size_t)k;
     }
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n_w, DT_OPENBLAS_TILE, k, 1.0f, w, k, x,
+    blas.sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n_w, DT_OPENBLAS_TILE, k, 1.0f, w, k, x,
         (int)x_stride, 0.0f, c, DT_OPENBLAS_TILE);
     for (int r = 0; r < n_rows; r++)
         for (int i = 0; i < n_w; i++)
@@ -78,6 +107,7 @@ static bool columns_agree(test_memory *m, int n_w, int k, uint32_t *state) {
 /* What the start-up found: written once, under `once`, and only read afterwards. */
 static struct {
     dt_err err;
+    char message[256];
     char id[48];
     char disclaimer[160];
 } found;
@@ -85,16 +115,23 @@ static struct {
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void start(void) {
+    found.err = load_library();
+    if (found.err != DT_OK) {
+        snprintf(found.message, sizeof found.message, "%s", dt_err_message());
+        return;
+    }
     /* "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ..." */
     char version[16] = "unknown";
-    (void)sscanf(openblas_get_config(), "OpenBLAS %15s", version);
-    snprintf(found.id, sizeof found.id, "openblas-%s-%s", version, openblas_get_corename());
-    openblas_set_num_threads(1); /* the parallel loop is ours */
+    (void)sscanf(blas.get_config(), "OpenBLAS %15s", version);
+    snprintf(found.id, sizeof found.id, "openblas-%s-%s", version, blas.get_corename());
+    blas.set_num_threads(1); /* the parallel loop is ours */
 
     test_memory *memory;
     found.err = dt_mem_alloc(&memory, sizeof *memory);
-    if (found.err != DT_OK)
+    if (found.err != DT_OK) {
+        snprintf(found.message, sizeof found.message, "%s", dt_err_message());
         return;
+    }
     static const int ks[] = {128, 896, 1536, 8960};
     static const int rows[] = {TEST_ROWS, 10}; /* a full panel, a last one */
     uint32_t state = 2463534242;
@@ -114,8 +151,8 @@ dt_err dt_openblas_open(const char **id_out, char *disclaimer, size_t n_bytes) {
         disclaimer[0] = 0;
     pthread_once(&once, start);
     if (found.err != DT_OK)
-        DT_FAIL(found.err, "out of memory for the self-test of OpenBLAS");
-    openblas_set_num_threads(1); /* again: another user of the library may have changed it */
+        DT_FAIL(found.err, "%s", found.message);
+    blas.set_num_threads(1); /* again: another user of the library may have changed it */
     *id_out = found.id;
     snprintf(disclaimer, n_bytes, "%s", found.disclaimer);
     return DT_OK;

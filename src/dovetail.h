@@ -135,7 +135,7 @@ dt_err dt_session_generate(
 /* Of the latest generate. vLLM's definitions: mean acceptance length = 1 + accepted / steps, where
  * a step is one verification. */
 typedef struct dt_stats {
-    int64_t n_prompt; /* tokens prefilled by this call */
+    int64_t n_prompt; /* tokens read by this call before it wrote any */
     int64_t n_generated;
     int64_t n_steps;   /* verifications */
     int64_t n_drafted; /* tree nodes verified, roots not counted */

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import struct
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,9 @@ def test_usage():
     refuses(2, "out of range", *RUN, "-n", "99999999999999999999")
     refuses(2, "'hot' is not a number", *RUN, "--temp", "hot")
     refuses(2, "'nan' is not a number", *RUN, "--temp", "nan")
+    refuses(2, ("--temp", "0 or 0.0001"), *RUN, "--temp", "1e-30")
     refuses(2, ("--top-p", "out of range"), *RUN, "--top-p", "1.5")
+    refuses(2, ("--top-p", "out of range"), *RUN, "--top-p", "0")
     refuses(2, "auto|c|avx2|avx512", *RUN, "--isa", "sse")
     refuses(2, "auto|model|ngram|none", *RUN, "--draft", "oracle")
     refuses(2, "-d FILE", *RUN, "--draft", "model")
@@ -329,6 +332,12 @@ def test_perplexity(folder):
     refuses(1, "at least 2", "perplexity", "-m", TARGET, stdin=b"x")
     refuses(1, "context holds", "perplexity", "-m", TARGET, stdin=b"xq" * 20000)
     refuses(1, "cannot create", *args, "--logits", "/no/such/folder/x")
+    model = os.path.join(folder, "model.gguf")
+    shutil.copyfile(TARGET, model)
+    size = os.path.getsize(model)
+    refuses(2, "is read by this command", "perplexity", "-m", model, "-p", "hello there", "--logits",
+            model)
+    check(os.path.getsize(model) == size, "--logits overwrote the model")
 
 
 def test_bench():

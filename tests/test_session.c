@@ -243,7 +243,7 @@ static void test_statistics(void) {
     tell(&out, &s, &w);
     const dt_stats *stats = &out.stats[0];
     CHECK(strcmp(stats->draft_source, "model") == 0 && strcmp(stats->draft_state, "on") == 0);
-    CHECK(stats->n_generated == 45 && stats->n_prompt == 8);
+    CHECK(stats->n_generated == 45 && stats->n_prompt == 9);
     CHECK_MSG(stats->n_late > 0 || stats->mean_acceptance_length > 3.0,
         "acceptance length %g of a perfect draft", stats->mean_acceptance_length);
     CHECK(stats->accepted_at[0] >= stats->accepted_at[1]);

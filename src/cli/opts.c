@@ -62,15 +62,16 @@ enum {
 };
 
 typedef enum opt_kind {
-    OPT_FLAG,   /* bool */
-    OPT_TEXT,   /* const char *, any argument */
-    OPT_PATH,   /* const char *, not the name of an option */
-    OPT_INT,    /* int64_t in min .. max */
-    OPT_NUMBER, /* double in min .. max */
-    OPT_CHOICE, /* int, index into `choices` */
-    OPT_WORD,   /* const char *, one of `choices` */
-    OPT_STOP,   /* appends to stops */
-    OPT_CURVE,  /* int64_t list */
+    OPT_FLAG,    /* bool */
+    OPT_TEXT,    /* const char *, any argument */
+    OPT_PATH,    /* const char *, not the name of an option */
+    OPT_INT,     /* int64_t in min .. max */
+    OPT_NUMBER,  /* double in min .. max */
+    OPT_ZERO_OR, /* double, 0 or in min .. max */
+    OPT_CHOICE,  /* int, index into `choices` */
+    OPT_WORD,    /* const char *, one of `choices` */
+    OPT_STOP,    /* appends to stops */
+    OPT_CURVE,   /* int64_t list */
 } opt_kind;
 
 typedef struct opt {
@@ -114,13 +115,13 @@ static const opt OPTIONS[] = {
     {IN_RUN, {"--ignore-eos"}, OPT_FLAG, FIELD(ignore_end), 0, 0, NULL,
         "go on when the model ends its answer"},
 
-    {IN_RUN | IN_BENCH, {"--temp"}, OPT_NUMBER, FIELD(temperature), 0, 100, "T",
+    {IN_RUN | IN_BENCH, {"--temp"}, OPT_ZERO_OR, FIELD(temperature), 1e-4, 100, "T",
         "temperature: 0 takes the likeliest token, 1 draws as the model says (default 0)"},
     {IN_RUN | IN_BENCH, {"--seed"}, OPT_INT, FIELD(seed), 0, 9007199254740992.0, "N",
         "the same seed gives the same text (default: random and printed, when --temp is above 0)"},
     {IN_RUN, {"--top-k"}, OPT_INT, FIELD(top_k), 0, HUGE_COUNT, "N",
         "draw from the N likeliest tokens only (default 0: off)"},
-    {IN_RUN, {"--top-p"}, OPT_NUMBER, FIELD(top_p), 0, 1, "P",
+    {IN_RUN, {"--top-p"}, OPT_NUMBER, FIELD(top_p), 1e-6, 1, "P",
         "draw from the likeliest tokens that together have probability P (default 1: off)"},
     {IN_RUN, {"--min-p"}, OPT_NUMBER, FIELD(min_p), 0, 1, "P",
         "leave out tokens below P times the likeliest one's probability (default 0: off)"},
@@ -364,11 +365,12 @@ static int set_option(cli_opts *opts, const opt *o, const char *name, const char
         *(int64_t *)field = whole;
         break;
     case OPT_NUMBER:
+    case OPT_ZERO_OR:
         if (!read_number(&number, value))
             return cli_fail(CLI_USAGE, "option %s: '%s' is not a number", name, value);
-        if (number < o->min || number > o->max)
-            return cli_fail(CLI_USAGE, "option %s: %s is out of range, want %g to %g", name, value,
-                o->min, o->max);
+        if ((number < o->min || number > o->max) && !(o->kind == OPT_ZERO_OR && number == 0))
+            return cli_fail(CLI_USAGE, "option %s: %s is out of range, want %s%g to %g", name,
+                value, o->kind == OPT_ZERO_OR ? "0 or " : "", o->min, o->max);
         *(double *)field = number;
         break;
     case OPT_CHOICE:
@@ -498,7 +500,7 @@ int cli_read_file(cli_text *out, const char *path) {
         }
         size_t n = fread(out->data + out->n_bytes, 1, room - out->n_bytes - 1, file);
         out->n_bytes += n;
-        if (n == 0)
+        if (n == 0 || feof(file)) /* on a terminal one Ctrl-D is the end */
             break;
     }
     if (code == CLI_OK && ferror(file))

@@ -96,7 +96,7 @@ void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed) {
         return;
     }
     fprintf(out, "%.1f tokens/s", stats->tokens_per_second);
-    if (stats->plain_tokens_per_second > 0)
+    if (stats->plain_tokens_per_second > 0 && stats->n_drafted > 0)
         fprintf(out, ", %.2f x plain (%.1f)",
             stats->tokens_per_second / stats->plain_tokens_per_second,
             stats->plain_tokens_per_second);

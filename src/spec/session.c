@@ -198,6 +198,7 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     dt_forward *target = s->parts.target;
     int first = target->rows.n_committed;
     int n = (int)(s->n_tokens - 1) - first;
+    s->stats.n_prompt = s->n_tokens - first; /* the last one is read by the first step */
     if (n <= 0)
         return DT_OK;
     int64_t start = dt_time_ns();
@@ -205,7 +206,6 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     int i_last = 0;
     dt_err err = dt_forward_prefill(&i_last, target, s->tokens + first, n, s->options.prefill_batch,
         turn->options->prefill ? report_prefill : NULL, &report);
-    s->stats.n_prompt = target->rows.n_committed - first;
     s->stats.prefill_seconds = (double)(dt_time_ns() - start) * 1e-9;
     if (err != DT_ERR_STOPPED)
         return err;
