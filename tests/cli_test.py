@@ -335,7 +335,7 @@ def test_perplexity(folder):
     model = os.path.join(folder, "model.gguf")
     shutil.copyfile(TARGET, model)
     size = os.path.getsize(model)
-    refuses(2, "is read by this command", "perplexity", "-m", model, "-p", "hello there", "--logits",
+    refuses(2, "is read by this command", "perplexity", "-m", model, "-f", path, "--logits",
             model)
     check(os.path.getsize(model) == size, "--logits overwrote the model")
 
