@@ -324,7 +324,7 @@ static int bench_speed(bench *b) {
 static int time_passes(bench *b, dt_session *session, int n_reps, double *samples) {
     int n_curve = b->opts->n_curve;
     /* Sizes in turn, so that a slow spell of the machine touches all of them. Row n_curve is m = 1,
-     * which every ratio needs. */
+     * for the ratios of a curve without it. */
     for (int i = -1; i < n_reps; i++) {
         cli_progress("passes", i + 1, n_reps + 1);
         for (int j = 0; j <= n_curve; j++) {
@@ -362,7 +362,10 @@ static int bench_curve(bench *b) {
     cli_progress_end();
     if (code == CLI_OK) {
         char name[64];
-        double one = report_quantile(samples + n_curve * n_reps, n_reps, 0.5);
+        int i_one = n_curve;
+        for (int j = 0; j < n_curve; j++)
+            i_one = b->opts->curve[j] == 1 ? j : i_one;
+        double one = report_quantile(samples + i_one * n_reps, n_reps, 0.5);
         for (int j = 0; j < n_curve; j++) {
             double seconds = report_quantile(samples + j * n_reps, n_reps, 0.5);
             test_name(name, sizeof name, "pass of ", b->opts->curve[j], depth);
