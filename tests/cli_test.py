@@ -297,7 +297,9 @@ def test_tokenize():
     special = json.loads(works("tokenize", "-m", TARGET, "--special", "-p", "<|im_end|>").out)
     check(len(plain) > 1 and len(special) == 1, "--special: %s %s" % (plain, special))
     refuses(1, "out of range", "tokenize", "-m", TARGET, "--decode", "[999999]")
-    refuses(1, "not a token id", "tokenize", "-m", TARGET, "--decode", "[1, x]")
+    refuses(1, "not a token id", "tokenize", "-m", TARGET, "--decode", '[1, "x"]')
+    for text in ("[1, x]", "[1, 2", "1 2 3", "[]xx", "", "{}"):
+        refuses(1, "want a JSON array", "tokenize", "-m", TARGET, "--decode", text)
 
 
 def test_perplexity(folder):

@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -556,30 +557,37 @@ int cli_encode(int32_t **out, int64_t *n_out, const dt_vocab *vocab, const char 
 }
 
 int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, const char *what) {
-    int64_t n = 0;
-    *out = malloc((strlen(text) / 2 + 1) * sizeof **out);
-    if (!*out)
-        return cli_fail(CLI_FAILED, "no memory for the ids");
-    const char *at = text + strspn(text, " \t\r\n[");
-    while (*at && *at != ']') {
-        char *end;
-        errno = 0;
-        long id = strtol(at, &end, 10);
-        if (end == at || errno != 0 || !strchr(" \t\r\n,]", *end)) {
-            free(*out);
-            *out = NULL;
-            return cli_fail(CLI_FAILED, "%s: '%.20s' is not a token id", what, at);
-        }
-        if (id < 0 || id >= n_vocab) {
-            free(*out);
-            *out = NULL;
-            return cli_fail(CLI_FAILED, "%s: token id %ld is out of range, want 0 to %d", what, id,
-                n_vocab - 1);
-        }
-        (*out)[n++] = (int32_t)id;
-        at = end + strspn(end, " \t\r\n,");
+    json_error_t error;
+    json_t *array = json_loads(text, 0, &error);
+    *out = NULL;
+    if (!json_is_array(array)) {
+        json_decref(array);
+        return cli_fail(CLI_FAILED, "%s: want a JSON array of token ids%s%s", what,
+            array ? "" : ": ", array ? "" : error.text);
     }
-    *n_out = n;
+    size_t n = json_array_size(array);
+    int code = CLI_OK;
+    *out = malloc((n + 1) * sizeof **out);
+    if (!*out)
+        code = cli_fail(CLI_FAILED, "no memory for the ids");
+    for (size_t i = 0; i < n && code == CLI_OK; i++) {
+        const json_t *item = json_array_get(array, i);
+        json_int_t id = json_integer_value(item);
+        if (!json_is_integer(item))
+            code = cli_fail(CLI_FAILED, "%s: element %zu is not a token id", what, i);
+        else if (id < 0 || id >= n_vocab)
+            code = cli_fail(CLI_FAILED, "%s: token id %lld is out of range, want 0 to %d", what,
+                (long long)id, n_vocab - 1);
+        else
+            (*out)[i] = (int32_t)id;
+    }
+    json_decref(array);
+    if (code != CLI_OK) {
+        free(*out);
+        *out = NULL;
+        return code;
+    }
+    *n_out = (int64_t)n;
     return CLI_OK;
 }
 
