@@ -24,6 +24,7 @@ int main(int argc, char **argv) {
     };
     hold_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, with a message */
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is a write error too */
     if (argc < 2)
         return cli_fail(CLI_USAGE, "no command given; see `dovetail --help`");
     int code = CLI_OK;
