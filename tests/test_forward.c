@@ -2,6 +2,7 @@
  * where they lie in the cache, how many threads run or which instruction set. */
 #include "cpu/cpu.h"
 #include "cpu/kernels.h"
+#include "dt_build.h"
 #include "src/base/mem.h"
 #include "tests/test.h"
 
@@ -193,6 +194,38 @@ static void check_long(const char *name) {
     dt_model_close(model);
 }
 
+/* The other ways of the matrix products keep the law too: rows one by one on one thread against
+ * batches on three, and for our own float kernel another instruction set. */
+static void check_way(const char *name, dt_matmul_way way, const char *isa) {
+    dt_model *model;
+    if (dt_model_open(&model, data_path(name)) != DT_OK)
+        return;
+    test_rng rng = test_rng_open();
+    size_t n_logits = (size_t)N_TOKENS * (size_t)model->config.n_vocab;
+    int32_t tokens[N_TOKENS];
+    for (int i = 0; i < N_TOKENS; i++)
+        tokens[i] = (int32_t)test_rng_below(&rng, (uint32_t)model->config.n_vocab);
+    float *base, *other;
+    CHECK_OK(dt_mem_alloc(&base, n_logits * sizeof *base));
+    CHECK_OK(dt_mem_alloc(&other, n_logits * sizeof *other));
+    setup s;
+    setup_open(&s, model, 1, isa, way);
+    bool promised = dt_cpu_disclaimer(s.weights)[0] == '\0';
+    run_chain(base, s.forward, tokens, N_TOKENS, 1);
+    setup_close(&s);
+    static const int steps[] = {7, 33, 64};
+    for (size_t i = 0; i < DT_COUNT(steps); i++) {
+        setup_open(&s, model, 3, NULL, way);
+        run_chain(other, s.forward, tokens, N_TOKENS, steps[i]);
+        CHECK_MSG(!promised || same(base, other, n_logits), "%s: way %d, batches of %d differ",
+            name, (int)way, steps[i]);
+        setup_close(&s);
+    }
+    dt_mem_free(base);
+    dt_mem_free(other);
+    dt_model_close(model);
+}
+
 static void check_bad_batches(const char *name) {
     dt_model *model;
     if (dt_model_open(&model, data_path(name)) != DT_OK)
@@ -220,6 +253,10 @@ int main(void) {
         "tiny-llama.gguf", "tiny-qwen2.gguf", "tiny-draft.gguf", "tiny-f16.gguf"};
     for (size_t i = 0; i < DT_COUNT(names); i++)
         check_model(names[i]);
+    check_way("tiny-qwen2.gguf", DT_MATMUL_FLOAT, "c");
+#ifdef DT_HAVE_OPENBLAS
+    check_way("tiny-qwen2.gguf", DT_MATMUL_OPENBLAS, NULL);
+#endif
     check_long("tiny-qwen2.gguf");
     check_bad_batches("tiny-qwen2.gguf");
     dt_topo_close(topo);
