@@ -102,6 +102,10 @@ const int32_t *dt_session_tokens(const dt_session *session);
 /* Cuts the timeline back to its first n tokens. */
 dt_err dt_session_rewind(dt_session *session, int64_t n);
 
+/* The distribution that the next generate draws from; the timeline and its KV stay. On failure
+ * (DT_ERR_INPUT by name, DT_ERR_MEMORY) the old one stays in force. */
+dt_err dt_session_set_sampling(dt_session *session, const dt_sampling *sampling);
+
 typedef enum dt_stop {
     DT_STOP_END,     /* the model ended its answer */
     DT_STOP_STRING,  /* a stop string appeared */
@@ -116,8 +120,9 @@ typedef struct dt_generate_options {
     int n_stops;              /* at most 16, each at most 256 bytes */
     bool ignore_end;          /* go on past the model's end tokens */
     /* Whole UTF-8 characters as they become certain, from the calling thread; n_bytes may be 0 for
-     * a token that shows nothing. A non-zero result stops the answer. May be NULL. */
-    int (*text)(void *arg, const char *bytes, size_t n_bytes);
+     * a token that shows nothing. One call a token; `drafted`: it is an accepted proposal of the
+     * draft. A non-zero result stops the answer. May be NULL. */
+    int (*text)(void *arg, const char *bytes, size_t n_bytes, bool drafted);
     /* During the prefill: tokens done of all. Non-zero stops. May be NULL. */
     int (*prefill)(void *arg, int64_t done, int64_t total);
     /* One line worth telling the user (the draft died, drafting was switched off). May be NULL. */

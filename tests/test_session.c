@@ -354,6 +354,57 @@ static void test_pieces(void) {
     }
 }
 
+/* Another distribution in the middle of a timeline gives what a fresh session gives there, and the
+ * draft follows: with coupled noise a perfect one is accepted whole. */
+static void test_set_sampling(void) {
+    enum { N_PROMPT = 12, N_ANSWER = 60 };
+    story s = story_default();
+    int32_t prompt[N_PROMPT], drawn[3][N_PROMPT + N_ANSWER];
+    fill_prompt(prompt, N_PROMPT, &s, 4);
+    for (int kind = 0; kind < 3; kind++) {
+        toy *target = toy_open(N_CTX + DT_TREE_MAX, 9, 0.0f);
+        toy *draft = kind == 1 ? toy_open(N_CTX + 200, 9, 0.0f) : NULL;
+        dt_session_parts parts = toy_parts(&target->base, draft ? &draft->base : NULL);
+        dt_session_options options;
+        dt_session_options_default(&options);
+        options.n_ctx = N_CTX;
+        options.guard = false;
+        options.tree = 5;
+        options.depth = 4;
+        options.topk = 1;
+        options.draft = draft ? DT_DRAFT_MODEL : DT_DRAFT_NONE;
+        options.sampling.temperature = 1.2f;
+        options.sampling.seed = kind == 0 ? 8 : 7; /* kind 0 is the fresh one */
+        dt_session *session = NULL;
+        CHECK_OK(dt_session_open_with(&session, &parts, &options));
+        CHECK_OK(dt_session_append(session, prompt, N_PROMPT));
+        toy_answer answer = {0};
+        if (kind != 0) {
+            toy_generate(&answer, session, N_ANSWER, true, NULL, 0);
+            dt_sampling other = options.sampling;
+            other.top_p = 2.0f;
+            CHECK_FAILS(dt_session_set_sampling(session, &other), DT_ERR_INPUT, "top-p");
+            other = options.sampling;
+            other.seed = 8;
+            other.top_k = 20;
+            CHECK_OK(dt_session_set_sampling(session, &other)); /* the later one counts */
+            other.top_k = 0;
+            CHECK_OK(dt_session_set_sampling(session, &other));
+            CHECK_OK(dt_session_rewind(session, N_PROMPT));
+            memset(&answer, 0, sizeof answer);
+        }
+        toy_generate(&answer, session, N_ANSWER, true, NULL, 0);
+        memcpy(drawn[kind], dt_session_tokens(session), sizeof drawn[kind]);
+        CHECK(memcmp(drawn[0], drawn[kind], sizeof drawn[0]) == 0);
+        dt_stats stats;
+        dt_session_stats(session, &stats);
+        CHECK(stats.seed == 8);
+        CHECK_MSG(!draft || stats.n_late > 0 || stats.mean_acceptance_length > 4.0,
+            "acceptance length %g of a draft told of the seed", stats.mean_acceptance_length);
+        dt_session_close(session);
+    }
+}
+
 static int stop_prefill(void *arg, int64_t done, int64_t total) {
     int *calls = arg;
     CHECK(done <= total);
@@ -544,6 +595,7 @@ int main(void) {
     test_coupling();
     test_negative_controls();
     test_pieces();
+    test_set_sampling();
     test_failures();
     test_refusals();
     test_guard();

@@ -203,17 +203,18 @@ static inline dt_session_parts toy_parts(dt_forward *target, dt_forward *draft) 
 typedef struct toy_answer {
     char text[8192];
     size_t n_text;
-    int n_calls, n_notices;
+    int n_calls, n_drafted, n_notices;
     char notice[512];
     int stop_at_call; /* the callback stops at this call, from 1; 0: never */
     dt_stop stop;
 } toy_answer;
 
-static inline int toy_text(void *arg, const char *bytes, size_t n_bytes) {
+static inline int toy_text(void *arg, const char *bytes, size_t n_bytes, bool drafted) {
     toy_answer *answer = arg;
     if (answer->n_text + n_bytes < sizeof answer->text)
         memcpy(answer->text + answer->n_text, bytes, n_bytes);
     answer->n_text += n_bytes;
+    answer->n_drafted += drafted;
     return ++answer->n_calls == answer->stop_at_call;
 }
 
@@ -241,6 +242,8 @@ static inline void toy_generate(toy_answer *answer, dt_session *session, int64_t
     CHECK(stats.n_generated == dt_session_n_tokens(session) - before);
     CHECK(stats.n_generated == answer->n_calls);
     CHECK(stats.n_generated == stats.n_steps + stats.n_accepted);
+    /* A stop within a path makes an accepted token the last of its step. */
+    CHECK(answer->n_drafted == stats.n_accepted || answer->n_drafted == stats.n_accepted + 1);
 }
 
 #endif

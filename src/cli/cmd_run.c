@@ -55,8 +55,9 @@ static int collect_text(run *r, const char *bytes, size_t n_bytes) {
     return interrupted;
 }
 
-static int on_text(void *arg, const char *bytes, size_t n_bytes) {
+static int on_text(void *arg, const char *bytes, size_t n_bytes, bool drafted) {
     run *r = arg;
+    (void)drafted;
     if (n_bytes > 0) {
         if (r->collects)
             return collect_text(r, bytes, n_bytes);

@@ -10,6 +10,7 @@ enum {
     N_SNAPSHOTS = 4,
     N_RECORDS_SPARE = 64, /* a whole context and the cuts of a few turns */
     N_RECORDS_AT_ONCE = 256,
+    N_SETTINGS = 2,
 };
 
 enum { LINK_RUNNING, LINK_DEAD };
@@ -17,8 +18,10 @@ enum { LINK_RUNNING, LINK_DEAD };
 struct dt_link {
     dt_ring snapshots; /* ring A */
     dt_ring records;   /* ring B */
+    dt_ring settings;  /* beside ring B: what the draft is to imitate */
     dt_snapshot *snapshot_slots;
     dt_record *record_slots;
+    dt_sampling setting_slots[N_SETTINGS];
     dt_bell draft_bell, verify_bell;
     _Atomic int quit;   /* set by dt_link_close, read by the draft thread */
     _Atomic int status; /* LINK_DEAD stored (release) by the draft thread as its last act, after
@@ -33,6 +36,8 @@ struct dt_link {
     /* Verify's: tokens that the draft will have once it has read ring B, and how many of these are
      * still those of the timeline. */
     int64_t n_sent, n_sent_valid;
+    dt_sampling setting; /* the latest */
+    bool setting_due;    /* the draft was not told yet */
 
     /* The draft thread's. */
     uint64_t *hashes; /* [n_ctx + 1], of each prefix */
@@ -54,6 +59,18 @@ static int read_records(dt_link *link) {
         dt_ring_release(&link->records);
     }
     return n;
+}
+
+static void read_settings(dt_link *link) {
+    uint32_t slot = 0;
+    while (dt_ring_peek(&slot, &link->settings)) {
+        if (link->draft->ops->set_sampling) {
+            link->draft->ops->set_sampling(link->draft, &link->setting_slots[slot]);
+            link->complete = false;
+            link->published = false;
+        }
+        dt_ring_release(&link->settings);
+    }
 }
 
 static dt_err note_records(dt_link *link, int n) {
@@ -105,6 +122,7 @@ static dt_err serve(dt_link *link) {
         if (atomic_load_explicit(&link->quit, memory_order_acquire))
             return DT_OK;
         int64_t start = dt_time_ns();
+        read_settings(link);
         int n = read_records(link);
         if (n > 0) {
             DT_TRY(note_records(link, n));
@@ -163,6 +181,7 @@ static dt_err start(dt_link *link, uint32_t n_snapshots, uint32_t n_records) {
     link->hashes[0] = DT_HASH_EMPTY;
     dt_ring_init(&link->snapshots, n_snapshots, 0);
     dt_ring_init(&link->records, n_records, 0);
+    dt_ring_init(&link->settings, N_SETTINGS, 0);
     dt_bell_init(&link->draft_bell);
     dt_bell_init(&link->verify_bell);
     snprintf(link->message, sizeof link->message, "its thread ended");
@@ -220,8 +239,23 @@ static bool put(dt_link *link, dt_record record) {
     return true;
 }
 
+void dt_link_set_sampling(dt_link *link, const dt_sampling *sampling) {
+    link->setting = *sampling;
+    link->setting_due = true;
+}
+
+static bool put_setting(dt_link *link) {
+    uint32_t slot = 0;
+    if (!link->setting_due || !dt_ring_reserve(&slot, &link->settings))
+        return false;
+    link->setting_slots[slot] = link->setting;
+    dt_ring_commit(&link->settings);
+    link->setting_due = false;
+    return true;
+}
+
 void dt_link_send(dt_link *link, const int32_t *tokens, int64_t n) {
-    bool news = false;
+    bool news = put_setting(link);
     if (link->n_sent_valid < link->n_sent) {
         dt_record cut = {link->n_sent_valid, DT_RECORD_CUT, link->n_sent_valid == n};
         if (!put(link, cut))

@@ -63,6 +63,8 @@ typedef struct dt_draft_ops {
     /* Writes n_nodes and nodes; the prefix is filled in already. */
     dt_err (*snapshot)(dt_draft *draft, dt_snapshot *out);
     void (*close)(dt_draft *draft);
+    /* The target draws from another distribution from now on. NULL: no matter. */
+    void (*set_sampling)(dt_draft *draft, const dt_sampling *sampling);
 } dt_draft_ops;
 
 struct dt_draft {
@@ -116,6 +118,9 @@ void dt_link_cut(dt_link *link, int64_t n);
 /* Sends what the draft does not have yet of tokens[0 .. n-1], as far as ring B has room; what does
  * not fit goes with the next call. */
 void dt_link_send(dt_link *link, const int32_t *tokens, int64_t n);
+
+/* The draft is to imitate another distribution; told with the next send that has room for it. */
+void dt_link_set_sampling(dt_link *link, const dt_sampling *sampling);
 
 /* Empties ring A; whether one fits, the newest, if any, in *out (else untouched). */
 bool dt_link_take(dt_snapshot *out, dt_link *link, int64_t prefix_len, uint64_t prefix_hash);

@@ -239,6 +239,21 @@ static dt_err snapshot(dt_draft *draft, dt_snapshot *out) {
     return DT_OK;
 }
 
+static void take_sampling(model_draft *self, const dt_sampling *sampling) {
+    self->args.temperature = sampling->temperature;
+    self->args.seed = sampling->seed;
+    self->args.top_k = sampling->top_k;
+    self->args.top_p = sampling->top_p;
+    self->args.min_p = sampling->min_p;
+}
+
+/* What has grown was grown for another distribution: the root is run again. */
+static void set_sampling(dt_draft *draft, const dt_sampling *sampling) {
+    model_draft *self = (model_draft *)draft;
+    take_sampling(self, sampling);
+    cut(self, self->n_tokens);
+}
+
 static void close_model(dt_draft *draft) {
     model_draft *self = (model_draft *)draft;
     dt_tree_deinit(&self->tree);
@@ -251,7 +266,7 @@ static void close_model(dt_draft *draft) {
     dt_mem_free(self);
 }
 
-static const dt_draft_ops model_ops = {observe, grow, snapshot, close_model};
+static const dt_draft_ops model_ops = {observe, grow, snapshot, close_model, set_sampling};
 
 static dt_err take_memory(model_draft *self) {
     size_t n = N_TREE * sizeof(int32_t);
@@ -275,14 +290,10 @@ dt_err dt_draft_model_open(
     self->args = (dt_topk_args){
         .k = options->topk,
         .n_allowed = options->n_allowed,
-        .temperature = options->sampling.temperature,
         .noise = options->noise,
-        .seed = options->sampling.seed,
         .tau = 1.0f,
-        .top_k = options->sampling.top_k,
-        .top_p = options->sampling.top_p,
-        .min_p = options->sampling.min_p,
     };
+    take_sampling(self, &options->sampling);
     dt_err err = take_memory(self);
     if (err != DT_OK) {
         close_model(&self->base);

@@ -181,6 +181,17 @@ dt_err dt_session_rewind(dt_session *s, int64_t n) {
     return DT_OK;
 }
 
+dt_err dt_session_set_sampling(dt_session *s, const dt_sampling *sampling) {
+    dt_sampler fresh;
+    DT_TRY(dt_sampler_init(&fresh, sampling, s->n_vocab));
+    dt_sampler_deinit(&s->sampler);
+    s->sampler = fresh;
+    s->options.sampling = *sampling;
+    if (s->link)
+        dt_link_set_sampling(s->link, sampling);
+    return DT_OK;
+}
+
 /* ---- generating ---- */
 
 typedef struct prefill_report {

@@ -209,7 +209,8 @@ static int deliver(dt_session *s, dt_turn *turn, int n) {
     const dt_generate_options *o = turn->options;
     size_t start = 0;
     for (int i = 0; i < n && o->text; i++) {
-        int answer = o->text(o->arg, s->answer.out + start, s->text_ends[i] - start);
+        int answer = o->text(o->arg, s->answer.out + start, s->text_ends[i] - start,
+            i + 1 < s->walk.n /* the last of a walk is the target's own */);
         start = s->text_ends[i];
         if (answer == 0)
             continue;
