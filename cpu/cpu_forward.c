@@ -184,12 +184,23 @@ static void store_row(pass *p, int i_layer, int r) {
     }
 }
 
-/* Biases, rotation, and the rows' keys and values into the cache. */
+/* Norm, if the model has one for them, and rotation of the heads of q or k. */
+static void turn_heads(
+    pass *p, float *heads, int n_heads, const dt_tensor *norm, const float *cos_sin) {
+    const dt_config *c = p->config;
+    for (int g = 0; g < n_heads; g++) {
+        float *head = heads + g * c->head_dim;
+        if (norm)
+            p->kernels->rms_norm(head, head, norm->data, c->head_dim, c->norm_eps);
+        p->kernels->rope(head, cos_sin, c->n_rot, c->rope_pairing == DT_ROPE_HALVES);
+    }
+}
+
+/* Biases, norms and rotation of q and k, and the rows' keys and values into the cache. */
 static void rotate_and_store(pass *p, int i_layer) {
     cpu_forward *f = p->f;
     const dt_layer *layer = &f->w->model->layers[i_layer];
     int head_dim = p->config->head_dim, n_head = p->config->n_head, n_kv = p->config->n_head_kv;
-    bool halves = p->config->rope_pairing == DT_ROPE_HALVES;
     phase_begin(p);
     for (int r; (r = dt_pool_next(p->next)) < f->n_rows;) {
         float *q = f->q + (size_t)r * (size_t)(n_head * head_dim);
@@ -202,10 +213,8 @@ static void rotate_and_store(pass *p, int i_layer) {
             p->kernels->add(k, layer->bk->data, n_kv * head_dim);
         if (layer->bv)
             p->kernels->add(v, layer->bv->data, n_kv * head_dim);
-        for (int g = 0; g < n_head; g++)
-            p->kernels->rope(q + g * head_dim, cos_sin, p->config->n_rot, halves);
-        for (int g = 0; g < n_kv; g++)
-            p->kernels->rope(k + g * head_dim, cos_sin, p->config->n_rot, halves);
+        turn_heads(p, q, n_head, layer->q_norm, cos_sin);
+        turn_heads(p, k, n_kv, layer->k_norm, cos_sin);
         store_row(p, i_layer, r);
     }
     phase_end(p);

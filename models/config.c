@@ -20,10 +20,11 @@ enum {
 static const struct {
     const char *name; /* value of general.architecture and prefix of the keys */
     dt_rope_pairing rope_pairing;
-    bool qkv_bias;
+    bool qkv_bias, qk_norm;
 } ARCHS[DT_ARCH_COUNT] = {
-    [DT_ARCH_LLAMA] = {"llama", DT_ROPE_NEIGHBOURS, false},
-    [DT_ARCH_QWEN2] = {"qwen2", DT_ROPE_HALVES, true},
+    [DT_ARCH_LLAMA] = {.name = "llama", .rope_pairing = DT_ROPE_NEIGHBOURS},
+    [DT_ARCH_QWEN2] = {.name = "qwen2", .rope_pairing = DT_ROPE_HALVES, .qkv_bias = true},
+    [DT_ARCH_QWEN3] = {.name = "qwen3", .rope_pairing = DT_ROPE_HALVES, .qk_norm = true},
 };
 
 typedef struct source {
@@ -83,6 +84,7 @@ static dt_err read_arch(dt_config *out, const dt_gguf *gguf) {
             out->arch_name = ARCHS[i].name;
             out->rope_pairing = ARCHS[i].rope_pairing;
             out->qkv_bias = ARCHS[i].qkv_bias;
+            out->qk_norm = ARCHS[i].qk_norm;
             return DT_OK;
         }
     }

@@ -8,6 +8,7 @@
 typedef enum dt_arch {
     DT_ARCH_LLAMA,
     DT_ARCH_QWEN2,
+    DT_ARCH_QWEN3,
     DT_ARCH_COUNT,
 } dt_arch;
 
@@ -41,6 +42,7 @@ typedef struct dt_config {
     double rope_scale; /* positions are multiplied by this (1 = no scaling), <= DT_ROPE_RATE_MAX */
     float norm_eps;
     bool qkv_bias; /* the architecture may carry biases on q, k and v */
+    bool qk_norm;  /* every head of q and k is normalised before its rotation */
 } dt_config;
 
 /* Refuses by name: an unknown architecture, a RoPE scaling other than none and linear, experts,

@@ -65,6 +65,10 @@ static dt_err bind_layer(dt_layer *layer, binder *b, const dt_config *c, int i) 
         DT_TRY(bind_in_layer(&layer->bk, b, i, "attn_k.bias", 0, kv, true));
         DT_TRY(bind_in_layer(&layer->bv, b, i, "attn_v.bias", 0, kv, true));
     }
+    if (c->qk_norm) {
+        DT_TRY(bind_in_layer(&layer->q_norm, b, i, "attn_q_norm.weight", 0, c->head_dim, false));
+        DT_TRY(bind_in_layer(&layer->k_norm, b, i, "attn_k_norm.weight", 0, c->head_dim, false));
+    }
     DT_TRY(bind_in_layer(&layer->ffn_norm, b, i, "ffn_norm.weight", 0, d, false));
     DT_TRY(bind_in_layer(&layer->w_gate, b, i, "ffn_gate.weight", ff, d, false));
     DT_TRY(bind_in_layer(&layer->w_up, b, i, "ffn_up.weight", ff, d, false));

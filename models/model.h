@@ -12,6 +12,7 @@ typedef struct dt_layer {
     const dt_tensor *attn_norm;         /* [D] */
     const dt_tensor *wq, *wk, *wv, *wo; /* [Q, D] [KV, D] [KV, D] [D, Q] */
     const dt_tensor *bq, *bk, *bv;      /* [Q] [KV] [KV], optional */
+    const dt_tensor *q_norm, *k_norm;   /* [head_dim] each, where config.qk_norm */
     const dt_tensor *ffn_norm;          /* [D] */
     const dt_tensor *w_gate, *w_up;     /* [I, D] */
     const dt_tensor *w_down;            /* [D, I] */

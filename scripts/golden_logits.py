@@ -36,7 +36,7 @@ class Model:
         self.fields = reader.fields
         self.tensors = {t.name: t for t in reader.tensors}
         self.arch = self.key("general.architecture")
-        if self.arch not in ("llama", "qwen2"):
+        if self.arch not in ("llama", "qwen2", "qwen3"):
             sys.exit("%s: no reference for architecture %s" % (path, self.arch))
         size = lambda name, default=None: self.key(self.arch + "." + name, default)
         self.n_embd = size("embedding_length")
@@ -177,6 +177,9 @@ def layer(model, x, prefix, cos, sin):
     q = linear(model, y, prefix + "attn_q").reshape(n_tok, model.n_head, -1)
     k = linear(model, y, prefix + "attn_k").reshape(n_tok, model.n_head_kv, -1)
     v = linear(model, y, prefix + "attn_v").reshape(n_tok, model.n_head_kv, -1)
+    if model.arch == "qwen3":
+        q = rms_norm(q, model.weight(prefix + "attn_q_norm.weight"), model.eps)
+        k = rms_norm(k, model.weight(prefix + "attn_k_norm.weight"), model.eps)
     q, k = rotate(q, cos, sin, neighbours), rotate(k, cos, sin, neighbours)
     x = x + linear(model, attention(model, q, k, v), prefix + "attn_output")
     y = rms_norm(x, model.weight(prefix + "ffn_norm.weight"), model.eps)

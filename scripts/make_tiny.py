@@ -5,7 +5,7 @@
 
 Random weights from a fixed seed, so the files are the same bits every time (only exact or correctly
 rounded numpy operations are used, no sums or products of matrices). Between them they hold every
-weight type that dovetail reads and every branch of the two architectures:
+weight type that dovetail reads and every branch of the architectures:
 
     tiny-llama   llama: neighbouring RoPE pairs, head of its own, 32-wide types, 3 query heads on
                  one KV head, token count no multiple of 16
@@ -13,6 +13,7 @@ weight type that dovetail reads and every branch of the two architectures:
     tiny-draft   the first layer of tiny-qwen2 in other types, so that it often guesses right
     tiny-f16     GGUF version 2, float types, RoPE over a part of the head, scaled linearly and by
                  factors, heads wider than n_embd / n_head
+    tiny-qwen3   qwen3: heads of q and k with norms of their own, wider than n_embd / n_head
 """
 
 import pathlib
@@ -327,8 +328,9 @@ class Weights:
         self.tensors[name] = x, type_id
 
 
-def make_layer(weights, i, shape, types, attn_gain, ffn_gain, bias=False):
-    """shape: (n_embd, Q, KV, n_ff); types: of q, k, v, o, gate, up, down."""
+def make_layer(weights, i, shape, types, attn_gain, ffn_gain, bias=False, qk_norm=0):
+    """shape: (n_embd, Q, KV, n_ff); types: of q, k, v, o, gate, up, down; qk_norm: head size of
+    q's and k's norms."""
     d, q, kv, ff = shape
     name = f"blk.{i}."
     weights.vector(name + "attn_norm.weight", d, 1, 0.1)
@@ -339,6 +341,9 @@ def make_layer(weights, i, shape, types, attn_gain, ffn_gain, bias=False):
         weights.vector(name + "attn_q.bias", q, 0, 0.3)
         weights.vector(name + "attn_k.bias", kv, 0, 0.3)
         weights.vector(name + "attn_v.bias", kv, 0, 0.1)
+    if qk_norm:
+        weights.vector(name + "attn_q_norm.weight", qk_norm, 1.2, 0.3)
+        weights.vector(name + "attn_k_norm.weight", qk_norm, 1.2, 0.3)
     weights.matrix(name + "attn_output.weight", d, q, types[3], attn_gain)
     weights.vector(name + "ffn_norm.weight", d, 1, 0.1)
     weights.matrix(name + "ffn_gate.weight", ff, d, types[4], 1.5)
@@ -413,6 +418,19 @@ def make_f16(path):
     write_gguf(path, keys | vocab_keys, w.tensors, version=2)
 
 
+def make_qwen3(path):
+    vocab, vocab_keys = make_vocab("qwen2", 49, False, n_unused=2)
+    w = Weights(4)
+    w.tokens("token_embd.weight", vocab, 64, Q8_0, 0.3)
+    w.vector("output_norm.weight", 64, 1, 0.1)
+    types = [[Q5_0, Q8_0, Q8_0, Q5_1, Q4_0, Q5_0, Q8_0], [Q8_0, Q5_1, Q8_0, Q4_1, Q5_0, Q4_0, Q5_1]]
+    for i in range(2):
+        make_layer(w, i, (64, 128, 64, 96), types[i], 0.8, 1.5, qk_norm=32)
+    keys = model_keys("qwen3", "tiny-qwen3", 2048, 2, 64, 96, 4, 2, 1e6,
+                      attention__key_length=32, attention__value_length=32)
+    write_gguf(path, keys | vocab_keys, w.tensors)
+
+
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "tests" / "data"
@@ -420,6 +438,7 @@ def main():
     make_llama(folder / "tiny-llama.gguf")
     make_pair(folder / "tiny-qwen2.gguf", folder / "tiny-draft.gguf")
     make_f16(folder / "tiny-f16.gguf")
+    make_qwen3(folder / "tiny-qwen3.gguf")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ static void test_refusals(void) {
         const char *words;
     } cases[] = {
         {{"general.architecture", TEXT, 0, "mamba"}, DT_ERR_UNSUPPORTED,
-            "architecture \"mamba\" is not supported; supported are llama, qwen2"},
+            "architecture \"mamba\" is not supported; supported are llama, qwen2, qwen3"},
         {{"general.architecture", TEXT, 0, "\x1b[31mred"}, DT_ERR_UNSUPPORTED, "\"?[31mred\""},
         {{"general.architecture", U32, 1, NULL}, DT_ERR_INPUT, "want a text"},
         {U("expert_count", 8), DT_ERR_UNSUPPORTED, "experts are not supported"},
@@ -222,6 +222,14 @@ static void test_tiny_models(void) {
     dt_model_close(m);
     CHECK_OK(dt_model_open(&m, data_path("tiny-draft.gguf")));
     CHECK(m && m->config.n_layer == 1);
+    dt_model_close(m);
+    CHECK_OK(dt_model_open(&m, data_path("tiny-qwen3.gguf")));
+    if (m) {
+        const dt_config *c = &m->config;
+        CHECK(c->arch == DT_ARCH_QWEN3 && c->rope_pairing == DT_ROPE_HALVES && c->qk_norm);
+        CHECK(c->head_dim == 32 && c->n_head_kv == 2 && !c->qkv_bias && !m->layers[0].bq);
+        CHECK(m->layers[1].q_norm && m->layers[1].k_norm->ne[0] == 32);
+    }
     dt_model_close(m);
     CHECK_OK(dt_model_open(&m, data_path("tiny-f16.gguf")));
     if (m) {
@@ -297,6 +305,8 @@ static void test_broken_models(void) {
         "tensor outgro.weight is no part of a llama model of 2 layers");
     CHECK_FAILS(PATCH("tiny-qwen2.gguf", "blk.1.attn_k.bias", "blk.1.attn_k.boas"),
         DT_ERR_UNSUPPORTED, "blk.1.attn_k.boas");
+    CHECK_FAILS(PATCH("tiny-qwen3.gguf", "blk.1.attn_k_norm.weight", "blk.1.attn_k_form"),
+        DT_ERR_INPUT, "tensor blk.1.attn_k_norm.weight is missing (want [32])");
 #undef PATCH
     uint32_t number = 128;
     const char *key = "llama.feed_forward_length";

@@ -118,5 +118,6 @@ int main(void) {
     check_model(folder, "tiny-qwen2", true);
     check_model(folder, "tiny-draft", true);
     check_model(folder, "tiny-f16", false);
+    check_model(folder, "tiny-qwen3", true);
     return test_end();
 }
