@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <string.h>
 
+#include "cpu/lateness.h"
 #include "dt_build.h"
 #include "src/base/mem.h"
 #include "src/base/wait.h"
@@ -30,6 +31,7 @@ enum {
     SPINS_FIRST = 64,  /* looks before the first pause: most barriers end within them */
     SPINS_A_LOOK = 32, /* pauses between two looks at the clock: about 1 us */
     YIELDS = 4,        /* in place of spinning where threads outnumber CPUs */
+    LATE_NS = 200000,  /* several chunks of work: such a wait is no unequal share */
 };
 
 /* A word that threads wait on until it changes, and how many of them sleep. */
@@ -39,6 +41,7 @@ typedef struct gate {
 } gate;
 
 typedef struct worker {
+    _Alignas(64) gate go;               /* steps with every pass that the worker takes part in */
     _Alignas(64) uint32_t barrier_turn; /* the worker's own copy of pool->barrier.word */
 } worker;
 
@@ -54,10 +57,13 @@ struct dt_pool {
     _Alignas(64) _Atomic uint32_t next_ticket;
     _Alignas(64) gate serving;
 
-    /* The pass: fn and arg are published by a step of `pass`; fn NULL ends the workers. */
-    _Alignas(64) gate pass;
-    dt_pool_fn fn;
+    /* The pass: published by the steps of the workers' `go`; fn NULL ends them. */
+    _Alignas(64) dt_pool_fn fn;
     void *arg;
+    uint32_t n_in;   /* workers that take part */
+    uint32_t n_runs; /* passes so far: what `done` steps to */
+    dt_lateness lateness;
+    int64_t *lost_ns; /* [n_threads] in this pass, see dt_pool_barrier */
 
     /* Workers that left the pass, and the last pass that all have left. */
     _Alignas(64) _Atomic uint32_t n_done;
@@ -67,6 +73,7 @@ struct dt_pool {
      * the barrier, so the others wait for two transfers of the line and not three. */
     _Alignas(64) _Atomic uint32_t n_arrived;
     gate barrier;
+    int i_last; /* who arrived last; published by the step of `barrier` */
 
     int n_granted; /* threads that really run; read after the first step of `done` */
 };
@@ -83,51 +90,66 @@ static void gate_step(gate *g, uint32_t value) {
         dt_futex_wake_all(&g->word);
 }
 
-/* Returns once the word is no longer `old`. */
-static void gate_wait(gate *g, uint32_t old, bool spins) {
+/* Returns once the word is no longer `old`: the time when a wait that did not end at once began, or
+ * 0. */
+static int64_t gate_wait(gate *g, uint32_t old, bool spins) {
+    int64_t start = 0;
     if (spins) {
         for (int i = 0; i < SPINS_FIRST; i++) {
             if (atomic_load_explicit(&g->word, memory_order_acquire) != old) /* gate_step */
-                return;
+                return 0;
             dt_spin_pause();
         }
-        int64_t end = dt_time_ns() + SPIN_NS;
+        start = dt_time_ns();
+        int64_t end = start + SPIN_NS;
         do {
             for (int i = 0; i < SPINS_A_LOOK; i++) {
                 if (atomic_load_explicit(&g->word, memory_order_acquire) != old) /* gate_step */
-                    return;
+                    return start;
                 dt_spin_pause();
             }
         } while (dt_time_ns() < end);
     } else {
         for (int i = 0; i < YIELDS; i++) {
             if (atomic_load_explicit(&g->word, memory_order_acquire) != old) /* gate_step */
-                return;
+                return 0;
             sched_yield();
         }
+        start = dt_time_ns();
     }
     atomic_fetch_add_explicit(&g->n_asleep, 1, memory_order_seq_cst);   /* gate_step, see there */
     while (atomic_load_explicit(&g->word, memory_order_seq_cst) == old) /* gate_step, see there */
         dt_futex_wait(&g->word, old, INT64_MAX);
     /* A stepper that still counts us makes one call too many, nothing else. */
     atomic_fetch_sub_explicit(&g->n_asleep, 1, memory_order_relaxed);
+    return start;
 }
 
 static void worker_run(dt_pool *pool, int i_thread) {
+    worker *self = &pool->workers[i_thread];
     (void)dt_topo_bind(pool->topo, i_thread % dt_topo_n_pus(pool->topo)); /* refused: unbound */
-    for (uint32_t pass = 0;; pass++) {
+    for (uint32_t turn = 0;; turn++) {
+        uint32_t n_runs = pool->n_runs; /* stays until the last of this pass has arrived below */
         /* Arrivals form one release sequence on n_done, so the last one has seen what all workers
          * wrote, and hands it to the caller by the step of `done`. */
-        if (atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_acq_rel) + 1 ==
-            (uint32_t)pool->n_threads) {
+        if (atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_acq_rel) + 1 == pool->n_in) {
             atomic_store_explicit(&pool->n_done, 0, memory_order_relaxed); /* seen by way of done */
-            gate_step(&pool->done, pass + 1);
+            gate_step(&pool->done, n_runs);
         }
-        gate_wait(&pool->pass, pass, pool->spins);
+        gate_wait(&self->go, turn, pool->spins);
         if (pool->fn == NULL)
             return;
+        /* No barrier opens before this worker's first arrival, so the word stands still. It was
+         * left out of those before: ordered by the passes' end and this one's start. */
+        self->barrier_turn = atomic_load_explicit(&pool->barrier.word, memory_order_relaxed);
         pool->fn(pool->arg, i_thread, pool->n_threads);
     }
+}
+
+/* Only by whoever may publish a pass. */
+static void call_worker(dt_pool *pool, int i_thread) {
+    gate *go = &pool->workers[i_thread].go;
+    gate_step(go, atomic_load_explicit(&go->word, memory_order_relaxed) + 1); /* our own steps */
 }
 
 #ifdef POOL_OPENMP
@@ -186,7 +208,8 @@ static void *host_main(void *arg) {
     } else {
         /* Those that started wait for the first pass: it tells them to go. */
         pool->fn = NULL;
-        gate_step(&pool->pass, 1);
+        for (int i = 1; i < n; i++)
+            call_worker(pool, i);
     }
     for (int i = 1; i < n; i++)
         pthread_join(starts[i].thread, NULL);
@@ -200,6 +223,13 @@ static const char *const team_name = "the system";
 
 #endif
 
+static void pool_free(dt_pool *pool) {
+    dt_lateness_deinit(&pool->lateness);
+    dt_mem_free(pool->lost_ns);
+    dt_mem_free(pool->workers);
+    dt_mem_free(pool);
+}
+
 dt_err dt_pool_open(dt_pool **out, const dt_topo *topo, int n_threads) {
     *out = NULL;
     if (n_threads < 1 || n_threads > DT_POOL_THREADS_MAX)
@@ -207,12 +237,18 @@ dt_err dt_pool_open(dt_pool **out, const dt_topo *topo, int n_threads) {
     dt_pool *pool;
     DT_TRY(dt_mem_alloc(&pool, sizeof *pool));
     dt_err err = dt_mem_alloc(&pool->workers, (size_t)n_threads * sizeof *pool->workers);
+    if (err == DT_OK)
+        err = dt_mem_alloc(&pool->lost_ns, (size_t)n_threads * sizeof *pool->lost_ns);
+    if (err == DT_OK)
+        err = dt_lateness_init(&pool->lateness, n_threads);
     if (err != DT_OK) {
-        dt_mem_free(pool);
+        pool_free(pool);
         return err;
     }
     pool->topo = topo;
     pool->n_threads = n_threads;
+    pool->n_in = (uint32_t)n_threads;
+    pool->n_runs = 1; /* the start: every worker arrives once */
     pool->spins = n_threads <= dt_topo_n_pus(topo) && dt_topo_n_pus(topo) > 1;
     pool->caller_spins = n_threads < dt_topo_n_pus(topo);
 
@@ -227,16 +263,14 @@ dt_err dt_pool_open(dt_pool **out, const dt_topo *topo, int n_threads) {
     int code = pthread_create(&pool->host, NULL, host_main, pool);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code != 0) {
-        dt_mem_free(pool->workers);
-        dt_mem_free(pool);
+        pool_free(pool);
         DT_FAIL(DT_ERR_LIMIT, "cannot start the worker threads: %s", strerror(code));
     }
     gate_wait(&pool->done, 0, false);
     if (pool->n_granted != n_threads) {
         int n_granted = pool->n_granted;
         pthread_join(pool->host, NULL);
-        dt_mem_free(pool->workers);
-        dt_mem_free(pool);
+        pool_free(pool);
         DT_FAIL(DT_ERR_LIMIT,
             "%s grants %d of %d threads: ask for fewer (--threads), or raise OMP_THREAD_LIMIT or "
             "the limit on processes",
@@ -250,12 +284,10 @@ void dt_pool_close(dt_pool *pool) {
     if (pool == NULL)
         return;
     pool->fn = NULL;
-    /* Nobody else submits any more; our own passes came in order, so the word is ours to read. */
-    uint32_t pass = atomic_load_explicit(&pool->pass.word, memory_order_relaxed);
-    gate_step(&pool->pass, pass + 1);
+    for (int i = 0; i < pool->n_threads; i++)
+        call_worker(pool, i);
     pthread_join(pool->host, NULL);
-    dt_mem_free(pool->workers);
-    dt_mem_free(pool);
+    pool_free(pool);
 }
 
 int dt_pool_n_threads(const dt_pool *pool) {
@@ -270,13 +302,37 @@ void dt_pool_run(dt_pool *pool, dt_pool_fn fn, void *arg) {
     while ((now = atomic_load_explicit(&pool->serving.word, memory_order_acquire)) != ticket)
         gate_wait(&pool->serving, now, pool->caller_spins);
 
+    int64_t start = dt_time_ns();
     pool->fn = fn;
     pool->arg = arg;
-    /* Only the caller that is served steps `pass`, so it reads its own word. */
-    uint32_t pass = atomic_load_explicit(&pool->pass.word, memory_order_relaxed);
-    gate_step(&pool->pass, pass + 1);
-    gate_wait(&pool->done, pass + 1, pool->caller_spins);
+    pool->n_in = (uint32_t)pool->lateness.n_in;
+    uint32_t n_runs = pool->n_runs++;
+    for (int i = 0; i < pool->n_threads; i++) {
+        pool->lost_ns[i] = 0;
+        if (dt_lateness_in(&pool->lateness, i))
+            call_worker(pool, i);
+    }
+    gate_wait(&pool->done, n_runs, pool->caller_spins);
+    int64_t end = dt_time_ns();
+    dt_lateness_pass(&pool->lateness, end, end - start, pool->lost_ns);
     gate_step(&pool->serving, ticket + 1);
+}
+
+void dt_pool_set_leaves_out(dt_pool *pool, bool on) {
+    pool->lateness.enabled = on;
+}
+
+int dt_pool_n_in(const dt_pool *pool) {
+    return pool->lateness.n_in;
+}
+
+/* The first to arrive measures how long the last one kept it, beyond what a chunk of work or a
+ * cache line explains. One measurement a barrier, and those of two barriers are ordered by the
+ * second, which does not open before the first one's writer arrives: plain data will do. */
+static void note_lateness(dt_pool *pool, int64_t since_ns) {
+    int64_t ns = since_ns ? dt_time_ns() - since_ns : 0;
+    if (ns > LATE_NS)
+        pool->lost_ns[pool->i_last] += ns;
 }
 
 void dt_pool_barrier(dt_pool *pool, int i_thread) {
@@ -284,12 +340,15 @@ void dt_pool_barrier(dt_pool *pool, int i_thread) {
      * transfer of its cache line. */
     uint32_t turn = pool->workers[i_thread].barrier_turn++;
     /* Pairs with itself: the last arrival has seen what all workers wrote before theirs. */
-    if (atomic_fetch_add_explicit(&pool->n_arrived, 1, memory_order_acq_rel) + 1 ==
-        (uint32_t)pool->n_threads) {
-        /* Nobody arrives again before the step below, which publishes this store. */
+    uint32_t n_before = atomic_fetch_add_explicit(&pool->n_arrived, 1, memory_order_acq_rel);
+    if (n_before + 1 == pool->n_in) {
+        /* Nobody arrives again before the step below, which publishes these stores. */
         atomic_store_explicit(&pool->n_arrived, 0, memory_order_relaxed);
+        pool->i_last = i_thread;
         gate_step(&pool->barrier, turn + 1);
     } else {
-        gate_wait(&pool->barrier, turn, pool->spins);
+        int64_t since_ns = gate_wait(&pool->barrier, turn, pool->spins);
+        if (n_before == 0)
+            note_lateness(pool, since_ns);
     }
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cpu/kernels.h"
+#include "cpu/lateness.h"
 #include "cpu/pool.h"
 #include "dt_build.h"
 #include "src/base/mem.h"
@@ -74,6 +75,7 @@ static void test_phases(const dt_topo *topo, int n_threads) {
     if (j.pool == NULL)
         return;
     CHECK(dt_pool_n_threads(j.pool) == n_threads);
+    dt_pool_set_leaves_out(j.pool, false);
     for (int round = 0; round < 5; round++) {
         dt_pool_run(j.pool, check_phases, &j);
         for (int t = 0; t < n_threads; t++)
@@ -144,6 +146,82 @@ typedef struct turn_caller {
     turn *turn;
     int id;
 } turn_caller;
+
+/* Worker 1 comes late to every barrier, as one does whose core is taken. */
+static void come_late(void *arg, int i_thread, int n_threads) {
+    job *j = arg;
+    (void)n_threads;
+    for (int i = 0; i < 4; i++) {
+        if (i_thread == 1)
+            usleep(1000);
+        dt_pool_barrier(j->pool, i_thread);
+    }
+    atomic_fetch_add_explicit(&j->n_taken, 1 << 8 * i_thread, memory_order_relaxed);
+}
+
+/* The late worker is left out, and the passes without it are whole. */
+static void test_left_out(const dt_topo *topo) {
+    job j = {0};
+    CHECK_OK(dt_pool_open(&j.pool, topo, 3));
+    if (j.pool == NULL)
+        return;
+    for (int i = 0; i < 100; i++)
+        dt_pool_run(j.pool, only_barriers, &j);
+    for (int i = 0; i < 10000 && dt_pool_n_in(j.pool) == 3; i++)
+        dt_pool_run(j.pool, come_late, &j);
+    CHECK(dt_pool_n_in(j.pool) < 3);
+    int n_in = dt_pool_n_in(j.pool);
+    j.n_taken = 0;
+    dt_pool_run(j.pool, come_late, &j);
+    int n_took = (j.n_taken & 255) + (j.n_taken >> 8 & 255) + (j.n_taken >> 16);
+    CHECK_MSG(n_took == n_in, "%d of %d workers ran", n_took, n_in);
+    dt_pool_close(j.pool);
+}
+
+/* Passes of pass_ns until end_ns, in which the others lose a share of the time to worker i. */
+static void run_late(dt_lateness *l, int64_t *now_ns, int64_t end_ns, int i, double share) {
+    const int64_t pass_ns = 30000000;
+    while (*now_ns < end_ns) {
+        int64_t lost_ns[4] = {0};
+        if (dt_lateness_in(l, i))
+            lost_ns[i] = (int64_t)(share * (double)pass_ns);
+        *now_ns += pass_ns;
+        dt_lateness_pass(l, *now_ns, pass_ns, lost_ns);
+    }
+}
+
+static void test_lateness(void) {
+    const int64_t second = 1000000000;
+    dt_lateness l;
+    CHECK_OK(dt_lateness_init(&l, 4));
+    int64_t now = 0;
+    run_late(&l, &now, second, 2, 0.2); /* cheaper than doing without a quarter of the team */
+    CHECK(l.n_in == 4);
+    run_late(&l, &now, now + second / 10, 2, 0.5);
+    CHECK(l.n_in == 3 && !dt_lateness_in(&l, 2));
+    /* A core that stays taken is tried ever more rarely. */
+    int n_tries = 0;
+    for (int64_t end = now + 60 * second; now < end;) {
+        bool was_out = !dt_lateness_in(&l, 2);
+        run_late(&l, &now, now + 1, 2, 0.5);
+        n_tries += was_out && dt_lateness_in(&l, 2);
+    }
+    CHECK_MSG(n_tries >= 8 && n_tries <= 14, "%d tries in a minute", n_tries);
+    /* A core that is free again is back within the longest rest, and stays. */
+    run_late(&l, &now, now + 9 * second, 2, 0.0);
+    CHECK(l.n_in == 4);
+    run_late(&l, &now, now + 5 * second, 2, 0.0);
+    CHECK(l.workers[2].rest_ns == second / 4);
+    /* Never the last one. */
+    for (int i = 0; i < 4; i++)
+        run_late(&l, &now, now + second / 8, i, 0.9);
+    CHECK(l.n_in >= 1);
+    l.enabled = false;
+    int n_in = l.n_in;
+    run_late(&l, &now, now + second, 3, 1.0);
+    CHECK(l.n_in == n_in);
+    dt_lateness_deinit(&l);
+}
 
 static void hold(void *arg, int i_thread, int n_threads) {
     turn *t = arg;
@@ -323,6 +401,8 @@ int main(int argc, char **argv) {
         test_phases(topo, counts[i]);
     test_callers(topo);
     test_turns(topo);
+    test_left_out(topo);
+    test_lateness();
     test_idle(topo);
     test_errors(topo);
     test_isa();
