@@ -344,9 +344,96 @@ INLINE void tile_q3_K(
     store_tile(out, out_stride, y, m);
 }
 
+/* ---- levels from a table ---- */
+
+/* maddubs wants small unsigned weights: a level plus 127 is 16 a + b, with a and b below 16, and
+ * int16 holds a whole block's sum of either (15 * 127 * 2 * 8 = 30480). As cheap as |w| times q
+ * with w's sign, whose sums fit int16 one by one only. */
+typedef struct level_tables {
+    __m256i a, b;
+} level_tables;
+
+INLINE level_tables level_tables_get(void) {
+    const __m128i low = _mm_set1_epi8(15);
+    __m128i v = _mm_loadu_si128((const __m128i *)(const void *)dt_iq4_levels);
+    v = _mm_add_epi8(v, _mm_set1_epi8(127));
+    return (level_tables){_mm256_broadcastsi128_si256(_mm_and_si128(_mm_srli_epi16(v, 4), low)),
+        _mm256_broadcastsi128_si256(_mm_and_si128(v, low))};
+}
+
+/* One half of a block's lines: its sums of a and of b. */
+INLINE void sum_levels(__m256i a[TILE], __m256i b[TILE], const uint8_t *lines,
+    const level_tables *tables, const int8_t *const q[TILE], int at, const int m) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    UNROLL for (int g = 0; g < 4; g++) {
+        __m256i w = load(lines + g * DT_LINE);
+        UNROLL for (int high = 0; high < 2; high++) {
+            __m256i index = _mm256_and_si256(shifted(w, -4 * high), nibble);
+            __m256i wa = _mm256_shuffle_epi8(tables->a, index);
+            __m256i wb = _mm256_shuffle_epi8(tables->b, index);
+            UNROLL for (int t = 0; t < m; t++) {
+                __m256i x = four(q[t] + at + 16 * high + 4 * g);
+                __m256i pa = _mm256_maddubs_epi16(wa, x), pb = _mm256_maddubs_epi16(wb, x);
+                a[t] = g + high ? add16(a[t], pa) : pa;
+                b[t] = g + high ? add16(b[t], pb) : pb;
+            }
+        }
+    }
+}
+
+/* One half of the lines at a time, as for Q6_K. */
+INLINE void tile_iq4_xs(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+    const int n_blocks = act->k / 256;
+    const level_tables tables = level_tables_get();
+    tile_rows rows = rows_of(act, row0, m);
+    __m256 y[TILE][2];
+    UNROLL for (int t = 0; t < m; t++) y[t][0] = y[t][1] = _mm256_setzero_ps();
+    for (int i = 0; i < n_blocks; i++) {
+        const uint8_t *body = dt_pair_body(panel, DT_IQ4XS_BODY, i);
+        fetch(body + ahead_of(m), 35);
+        ROLLED for (int h = 0; h < 2; h++) {
+            __m256i whole[TILE];
+            /* The zero point, -127 in every weight. */
+            UNROLL for (int t = 0; t < m; t++) whole[t] = _mm256_setzero_si256();
+            UNROLL for (int p = 0; p < 4; p++) {
+                __m256i pairs = _mm256_cvtepi8_epi16(load_half(body + p * 32 + 16 * h));
+                UNROLL for (int t = 0; t < m; t++) whole[t] = add32(whole[t],
+                    _mm256_madd_epi16(pairs, two(rows.sum32 + (size_t)t * rows.n32 + 2 * p)));
+            }
+            UNROLL for (int t = 0; t < m; t++) whole[t] =
+                _mm256_sub_epi32(whole[t], _mm256_slli_epi32(whole[t], 7));
+            ROLLED for (int p = 0; p < 4; p++) {
+                __m256i pairs = _mm256_cvtepi8_epi16(load_half(body + p * 32 + 16 * h));
+                UNROLL for (int e = 0; e < 2; e++) {
+                    const uint8_t *lines =
+                        body + DT_IQ4XS_LINES + (2 * p + e) * 4 * DT_LINE + 32 * h;
+                    __m256i a[TILE], b[TILE], s = e ? second_of(pairs) : first_of(pairs);
+                    sum_levels(a, b, lines, &tables, rows.q, 64 * p + 32 * e, m);
+                    UNROLL for (int t = 0; t < m; t++) {
+                        whole[t] = add32(whole[t], _mm256_madd_epi16(b[t], s));
+                        whole[t] =
+                            add32(whole[t], _mm256_madd_epi16(a[t], _mm256_slli_epi16(s, 4)));
+                    }
+                }
+            }
+            __m256 d = f16_at(dt_pair_d(panel, DT_IQ4XS_BODY, i), h);
+            UNROLL for (int t = 0; t < m; t++) {
+                __m256 dx = _mm256_set1_ps(rows.d[(size_t)t * rows.n_d]);
+                y[t][h] =
+                    _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(whole[t]), y[t][h]);
+            }
+        }
+        UNROLL for (int t = 0; t < m; t++) rows.q[t] += 256;
+        rows.sum32 += 8;
+        rows.d++;
+    }
+    store_tile(out, out_stride, y, m);
+}
+
 /* ---- blocks of 32 ---- */
 
-typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 } form;
+typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL } form;
 
 /* A block's sum of products, but for the zero point. int16 holds a whole block of 4-bit weights,
  * half a block of 5-bit ones. */
@@ -404,15 +491,27 @@ INLINE void sum_bytes(
     }
 }
 
+INLINE void sum_block_levels(
+    __m256i sum[TILE][2], const uint8_t *lines, const tile_rows *rows, const int m) {
+    const level_tables tables = level_tables_get();
+    const __m256i ones = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
+    UNROLL for (int h = 0; h < 2; h++) {
+        __m256i a[TILE], b[TILE];
+        sum_levels(a, b, lines + 32 * h, &tables, rows->q, 0, m);
+        UNROLL for (int t = 0; t < m; t++) sum[t][h] =
+            add32(_mm256_madd_epi16(a[t], sixteen), _mm256_madd_epi16(b[t], ones));
+    }
+}
+
 INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
     int row0, const int m, const form type) {
     const bool has_min = type == Q4_1 || type == Q5_1;
-    const int body_bytes = type == Q4_0   ? DT_Q40_BODY
-                           : type == Q5_0 ? DT_Q50_BODY
-                           : type == Q8_0 ? DT_Q80_BODY
-                           : type == Q4_1 ? DT_Q41_BYTES
-                                          : DT_Q51_BYTES;
-    const int z = type == Q4_0 ? -8 : type == Q5_0 ? -16 : 0;
+    const int body_bytes = type == Q4_0 || type == IQ4_NL ? DT_Q40_BODY
+                           : type == Q5_0                 ? DT_Q50_BODY
+                           : type == Q8_0                 ? DT_Q80_BODY
+                           : type == Q4_1                 ? DT_Q41_BYTES
+                                                          : DT_Q51_BYTES;
+    const int z = type == Q4_0 ? -8 : type == Q5_0 ? -16 : type == IQ4_NL ? -127 : 0;
     const int n_blocks = act->k / 32;
     tile_rows rows = rows_of(act, row0, m);
     __m256 y[TILE][2];
@@ -426,6 +525,8 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
         fetch(lines + (type == Q5_1 ? FAR : ahead_of(m)), body_bytes / DT_LINE + !has_min);
         if (type == Q8_0)
             sum_bytes(sum, lines, &rows, m);
+        else if (type == IQ4_NL)
+            sum_block_levels(sum, lines, &rows, m);
         else
             sum_nibbles(sum, lines, &rows, m, type == Q5_0 || type == Q5_1);
         UNROLL for (int t = 0; t < m; t++) {
@@ -460,6 +561,7 @@ TILE_32(q4_1, Q4_1)
 TILE_32(q5_0, Q5_0)
 TILE_32(q5_1, Q5_1)
 TILE_32(q8_0, Q8_0)
+TILE_32(iq4_nl, IQ4_NL)
 
 /* ---- float types: one chain per output, so only rows of activations hide its latency ---- */
 
@@ -523,6 +625,8 @@ MATMUL(q3_K)
 MATMUL(q4_K)
 MATMUL(q5_K)
 MATMUL(q6_K)
+MATMUL(iq4_nl)
+MATMUL(iq4_xs)
 MATMUL(q4_0)
 MATMUL(q4_1)
 MATMUL(q5_0)
@@ -600,6 +704,8 @@ void dt_kernels_avx2(dt_kernels *table) {
     table->matmul[DT_TYPE_Q4_K] = matmul_q4_K_avx2;
     table->matmul[DT_TYPE_Q5_K] = matmul_q5_K_avx2;
     table->matmul[DT_TYPE_Q6_K] = matmul_q6_K_avx2;
+    table->matmul[DT_TYPE_IQ4_NL] = matmul_iq4_nl_avx2;
+    table->matmul[DT_TYPE_IQ4_XS] = matmul_iq4_xs_avx2;
     table->quantise = quantise_avx2;
     lanes_fill(table);
 }

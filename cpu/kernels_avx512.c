@@ -303,23 +303,89 @@ INLINE void tile_q3_K(
     UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
+/* ---- levels from a table ---- */
+
+/* The levels plus 128, so that they are unsigned, in every quarter of the vector. */
+INLINE __m512i level_table(void) {
+    __m128i levels = _mm_loadu_si128((const __m128i *)(const void *)dt_iq4_levels);
+    return _mm512_broadcast_i32x4(_mm_xor_si128(levels, _mm_set1_epi8(-128)));
+}
+
+/* Sums of a sub-block go over what floats carry (32 * 241 * 127 * 32), so they stay integers. */
+INLINE void tile_iq4_xs(
+    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+    const int n_blocks = act->k / 256;
+    const __m512i nibble = _mm512_set1_epi8(15), table = level_table();
+    tile_rows rows = rows_of(act, row0, m);
+    __m512 y[TILE];
+    UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_setzero_ps();
+    for (int i = 0; i < n_blocks; i++) {
+        const uint8_t *body = dt_pair_body(panel, DT_IQ4XS_BODY, i);
+        __m512i whole[TILE];
+        UNROLL for (int t = 0; t < m; t++) whole[t] = _mm512_setzero_si512();
+        /* The zero point, -128 in every weight. */
+        UNROLL for (int p = 0; p < 4; p++) {
+            __m512i pairs = signed_pairs(body + p * 32);
+            UNROLL for (int t = 0; t < m; t++) whole[t] = _mm512_dpwssd_epi32(
+                whole[t], pairs, two(rows.sum32 + (size_t)t * rows.n32 + 2 * p));
+        }
+        UNROLL for (int t = 0; t < m; t++) whole[t] =
+            _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(whole[t], 7));
+        for (int p = 0; p < 4; p++) {
+            __m512i pairs = signed_pairs(body + p * 32);
+            fetch(body + ahead_of(m) + p * 9 * DT_LINE, 9);
+            UNROLL for (int e = 0; e < 2; e++) {
+                const uint8_t *lines = body + DT_IQ4XS_LINES + (2 * p + e) * 4 * DT_LINE;
+                __m512i sum[TILE];
+                UNROLL for (int t = 0; t < m; t++) sum[t] = _mm512_setzero_si512();
+                UNROLL for (int g = 0; g < 4; g++) {
+                    __m512i w = load(lines + g * DT_LINE);
+                    __m512i w0 = _mm512_shuffle_epi8(table, _mm512_and_si512(w, nibble));
+                    __m512i w1 = _mm512_shuffle_epi8(
+                        table, _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
+                    UNROLL for (int t = 0; t < m; t++) {
+                        const int8_t *q = rows.q[t] + 64 * p + 32 * e + 4 * g;
+                        sum[t] = dot(sum[t], w0, q);
+                        sum[t] = dot(sum[t], w1, q + 16);
+                    }
+                }
+                __m512i s = _mm512_srai_epi32(e ? pairs : _mm512_slli_epi32(pairs, 16), 16);
+                UNROLL for (int t = 0; t < m; t++) whole[t] =
+                    _mm512_add_epi32(whole[t], _mm512_mullo_epi32(sum[t], s));
+            }
+        }
+        __m512 d = halves(dt_pair_d(panel, DT_IQ4XS_BODY, i));
+        UNROLL for (int t = 0; t < m; t++) {
+            __m512 dx = _mm512_set1_ps(rows.d[(size_t)t * rows.n_d]);
+            y[t] = _mm512_fmadd_ps(_mm512_mul_ps(d, dx), _mm512_cvtepi32_ps(whole[t]), y[t]);
+            rows.q[t] += 256;
+        }
+        rows.sum32 += 8;
+        rows.d++;
+    }
+    UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
+}
+
 /* ---- blocks of 32 ---- */
 
-typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 } form;
+typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL } form;
 
 /* The zero point enters as the start of the integer sum. */
 INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
     int row0, const int m, const form type) {
     const bool has_min = type == Q4_1 || type == Q5_1, fifth = type == Q5_0 || type == Q5_1;
-    const int body_bytes = type == Q4_0   ? DT_Q40_BODY
-                           : type == Q5_0 ? DT_Q50_BODY
-                           : type == Q8_0 ? DT_Q80_BODY
-                           : type == Q4_1 ? DT_Q41_BYTES
-                                          : DT_Q51_BYTES;
-    const int z = type == Q4_0 ? -8 : type == Q5_0 ? -16 : type == Q8_0 ? -128 : 0;
+    const int body_bytes = type == Q4_0 || type == IQ4_NL ? DT_Q40_BODY
+                           : type == Q5_0                 ? DT_Q50_BODY
+                           : type == Q8_0                 ? DT_Q80_BODY
+                           : type == Q4_1                 ? DT_Q41_BYTES
+                                                          : DT_Q51_BYTES;
+    const int z = type == Q4_0                     ? -8
+                  : type == Q5_0                   ? -16
+                  : type == Q8_0 || type == IQ4_NL ? -128
+                                                   : 0;
     const int n_blocks = act->k / 32;
     const __m512i nibble = _mm512_set1_epi8(15), bit4 = _mm512_set1_epi8(16);
-    const __m512i flip = _mm512_set1_epi8(-128);
+    const __m512i flip = _mm512_set1_epi8(-128), table = level_table();
     tile_rows rows = rows_of(act, row0, m);
     __m512 y[TILE];
     UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_setzero_ps();
@@ -348,6 +414,10 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
                 if (fifth) {
                     w0 = or_masked(w0, shifted(bits, 4 - g), bit4);
                     w1 = or_masked(w1, shifted(bits, -g), bit4);
+                }
+                if (type == IQ4_NL) {
+                    w0 = _mm512_shuffle_epi8(table, w0);
+                    w1 = _mm512_shuffle_epi8(table, w1);
                 }
                 UNROLL for (int t = 0; t < m; t++) {
                     sum[t] = dot(sum[t], w0, rows.q[t] + 4 * g);
@@ -381,6 +451,7 @@ TILE_32(q4_1, Q4_1)
 TILE_32(q5_0, Q5_0)
 TILE_32(q5_1, Q5_1)
 TILE_32(q8_0, Q8_0)
+TILE_32(iq4_nl, IQ4_NL)
 
 /* ---- float types: one chain per output, so only rows of activations hide its latency ---- */
 
@@ -447,6 +518,8 @@ MATMUL(q3_K)
 MATMUL(q4_K)
 MATMUL(q5_K)
 MATMUL(q6_K)
+MATMUL(iq4_nl)
+MATMUL(iq4_xs)
 MATMUL(q4_0)
 MATMUL(q4_1)
 MATMUL(q5_0)
@@ -470,5 +543,7 @@ void dt_kernels_avx512(dt_kernels *table) {
     table->matmul[DT_TYPE_Q4_K] = matmul_q4_K_avx512;
     table->matmul[DT_TYPE_Q5_K] = matmul_q5_K_avx512;
     table->matmul[DT_TYPE_Q6_K] = matmul_q6_K_avx512;
+    table->matmul[DT_TYPE_IQ4_NL] = matmul_iq4_nl_avx512;
+    table->matmul[DT_TYPE_IQ4_XS] = matmul_iq4_xs_avx512;
     lanes_fill(table);
 }

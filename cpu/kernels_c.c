@@ -42,8 +42,8 @@ static inline void add_bits(int16_t *w, const uint8_t *line, int shift, int mask
         w[i] = (int16_t)(w[i] + ((line[i] >> shift) & mask) * unit);
 }
 
-static void scale_pairs(int scale[16][ROWS], const uint8_t *pairs) {
-    for (int j = 0; j < 16; j++)
+static void scale_pairs(int scale[16][ROWS], const uint8_t *pairs, int n) {
+    for (int j = 0; j < n; j++)
         for (int r = 0; r < ROWS; r++)
             scale[j][r] = (int8_t)pairs[(j / 2) * 2 * ROWS + 2 * r + j % 2];
 }
@@ -77,7 +77,7 @@ static void widen_q5_K(wide_block *wide, const uint8_t *panel, int i) {
 static void widen_q6_K(wide_block *wide, const uint8_t *panel, int i) {
     const uint8_t *b = dt_pair_body(panel, DT_Q6K_BODY, i);
     halves(wide->d, dt_pair_d(panel, DT_Q6K_BODY, i));
-    scale_pairs(wide->scale, b);
+    scale_pairs(wide->scale, b, 16);
     for (int he = 0; he < 4; he++) {
         const uint8_t *part = b + DT_Q6K_LINES + he * DT_Q6K_PART;
         int16_t(*w)[DT_LINE] = wide->w + he / 2 * 32 + he % 2 * 4;
@@ -94,7 +94,7 @@ static void widen_q6_K(wide_block *wide, const uint8_t *panel, int i) {
 static void widen_q3_K(wide_block *wide, const uint8_t *panel, int i) {
     const uint8_t *b = dt_pair_body(panel, DT_Q3K_BODY, i);
     halves(wide->d, dt_pair_d(panel, DT_Q3K_BODY, i));
-    scale_pairs(wide->scale, b);
+    scale_pairs(wide->scale, b, 16);
     for (int j = 0; j < 8; j++) /* runs of 32 weights: one third bit, one field of low bits */
         for (int g = 0; g < 8; g++) {
             int16_t *w = wide->w[8 * j + g];
@@ -118,6 +118,27 @@ static void widen_fifth_line(wide_block *wide, const uint8_t *line) {
 static void widen_q4_0(wide_block *wide, const uint8_t *panel, int i) {
     halves(wide->d, dt_pair_d(panel, DT_Q40_BODY, i));
     widen_nibble_lines(wide, dt_pair_body(panel, DT_Q40_BODY, i), 8);
+}
+
+static void level_lines(int16_t (*w)[DT_LINE], const uint8_t *lines) {
+    for (int g = 0; g < 4; g++)
+        for (int c = 0; c < DT_LINE; c++) {
+            w[g][c] = dt_iq4_levels[lines[g * DT_LINE + c] & 15];
+            w[4 + g][c] = dt_iq4_levels[lines[g * DT_LINE + c] >> 4];
+        }
+}
+
+static void widen_iq4_nl(wide_block *wide, const uint8_t *panel, int i) {
+    halves(wide->d, dt_pair_d(panel, DT_Q40_BODY, i));
+    level_lines(wide->w, dt_pair_body(panel, DT_Q40_BODY, i));
+}
+
+static void widen_iq4_xs(wide_block *wide, const uint8_t *panel, int i) {
+    const uint8_t *b = dt_pair_body(panel, DT_IQ4XS_BODY, i);
+    halves(wide->d, dt_pair_d(panel, DT_IQ4XS_BODY, i));
+    scale_pairs(wide->scale, b, 8);
+    for (int j = 0; j < 8; j++)
+        level_lines(wide->w + 8 * j, b + DT_IQ4XS_LINES + 4 * j * DT_LINE);
 }
 
 static void widen_q5_0(wide_block *wide, const uint8_t *panel, int i) {
@@ -242,6 +263,8 @@ MATMUL_K(q3_K, 16, false)
 MATMUL_K(q4_K, 8, true)
 MATMUL_K(q5_K, 8, true)
 MATMUL_K(q6_K, 16, false)
+MATMUL_K(iq4_xs, 8, false)
+MATMUL_32(iq4_nl, false)
 MATMUL_32(q4_0, false)
 MATMUL_32(q4_1, true)
 MATMUL_32(q5_0, false)
@@ -335,6 +358,8 @@ void dt_kernels_c(dt_kernels *table) {
     table->matmul[DT_TYPE_Q4_K] = matmul_q4_K_c;
     table->matmul[DT_TYPE_Q5_K] = matmul_q5_K_c;
     table->matmul[DT_TYPE_Q6_K] = matmul_q6_K_c;
+    table->matmul[DT_TYPE_IQ4_NL] = matmul_iq4_nl_c;
+    table->matmul[DT_TYPE_IQ4_XS] = matmul_iq4_xs_c;
     table->quantise = quantise_c;
     lanes_fill(table);
 }

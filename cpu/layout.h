@@ -19,7 +19,9 @@
  * Q3_K:  i8 scale pairs as Q6_K, already less 32;
  *      16 lines of low bits: line 8h+g, field f of 2 bits = group 32h+8f+g;
  *      8 lines of third bits: line g, bit j = group 8j+g.
- * Q4_0:  4 lines of nibbles: line i: low = group i, high = group 4+i.
+ * IQ4_XS: i8 scale pairs [4][16][2] (sub-blocks 2p, 2p+1 of 32 weights), already less 32;
+ *      32 lines of nibbles: line 4j+g: low = group g, high = group 4+g of sub-block j.
+ * Q4_0, IQ4_NL: 4 lines of nibbles: line i: low = group i, high = group 4+i.
  * Q5_0:  the same, then a line of fifth bits: bit g = group g.
  * Q8_0:  8 lines of int8: line g = group g.
  * F32, F16, BF16: [k][16] of the file's own numbers.
@@ -52,7 +54,10 @@ enum {
     DT_Q3K_THIRD = DT_Q3K_LINES + 16 * DT_LINE,
     DT_Q3K_BODY = DT_Q3K_THIRD + 8 * DT_LINE,
 
-    DT_Q40_BODY = 4 * DT_LINE,
+    DT_IQ4XS_LINES = 128,
+    DT_IQ4XS_BODY = DT_IQ4XS_LINES + 32 * DT_LINE,
+
+    DT_Q40_BODY = 4 * DT_LINE, /* and IQ4_NL */
     DT_Q50_FIFTH = 4 * DT_LINE,
     DT_Q50_BODY = 5 * DT_LINE,
     DT_Q80_BODY = 8 * DT_LINE,

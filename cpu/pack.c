@@ -28,7 +28,10 @@ static shape shape_of(dt_type type) {
         return (shape){DT_Q5K_BYTES, false};
     case DT_TYPE_Q6_K:
         return (shape){DT_Q6K_BODY, true};
+    case DT_TYPE_IQ4_XS:
+        return (shape){DT_IQ4XS_BODY, true};
     case DT_TYPE_Q4_0:
+    case DT_TYPE_IQ4_NL:
         return (shape){DT_Q40_BODY, true};
     case DT_TYPE_Q4_1:
         return (shape){DT_Q41_BYTES, false};
@@ -219,6 +222,31 @@ static void get_q3k(uint8_t *dst, const uint8_t *d, const uint8_t *b, int r) {
     get_words(dst, b + DT_Q3K_THIRD, 8, r);
 }
 
+/* Scales: low nibbles in 4 bytes, upper 2 bits in 16 bits before them. Out: less 32. */
+static void put_iq4xs(uint8_t *d, uint8_t *b, const uint8_t *src, int r) {
+    int high = src[2] | src[3] << 8;
+    memcpy(d + 2 * r, src, 2);
+    UNROLL for (int p = 0; p < 4; p++) {
+        uint8_t *pair = b + p * 2 * ROWS + 2 * r;
+        pair[0] = (uint8_t)(((src[4 + p] & 15) | ((high >> (4 * p)) & 3) << 4) - 32);
+        pair[1] = (uint8_t)((src[4 + p] >> 4 | ((high >> (4 * p + 2)) & 3) << 4) - 32);
+    }
+    put_words(b + DT_IQ4XS_LINES, src + 8, 32, r);
+}
+static void get_iq4xs(uint8_t *dst, const uint8_t *d, const uint8_t *b, int r) {
+    int high = 0;
+    memcpy(dst, d + 2 * r, 2);
+    for (int p = 0; p < 4; p++) {
+        const uint8_t *pair = b + p * 2 * ROWS + 2 * r;
+        int s0 = (uint8_t)(pair[0] + 32), s1 = (uint8_t)(pair[1] + 32);
+        dst[4 + p] = (uint8_t)((s0 & 15) | (s1 & 15) << 4);
+        high |= (s0 >> 4 | s1 >> 4 << 2) << (4 * p);
+    }
+    dst[2] = (uint8_t)high;
+    dst[3] = (uint8_t)(high >> 8);
+    get_words(dst + 8, b + DT_IQ4XS_LINES, 32, r);
+}
+
 static void put_q40(uint8_t *d, uint8_t *b, const uint8_t *src, int r) {
     memcpy(d + 2 * r, src, 2);
     put_words(b, src + 2, 4, r);
@@ -343,6 +371,10 @@ void dt_pack_panel(uint8_t *out, const dt_tensor *tensor, int i_panel) {
     case DT_TYPE_Q6_K:
         pack_blocks(out, rows, row_bytes, n, n_blocks, DT_TYPE_Q6_K, put_q6k);
         break;
+    case DT_TYPE_IQ4_XS:
+        pack_blocks(out, rows, row_bytes, n, n_blocks, DT_TYPE_IQ4_XS, put_iq4xs);
+        break;
+    case DT_TYPE_IQ4_NL: /* the same bytes as Q4_0 */
     case DT_TYPE_Q4_0:
         pack_blocks(out, rows, row_bytes, n, n_blocks, DT_TYPE_Q4_0, put_q40);
         break;
@@ -374,6 +406,8 @@ void dt_pack_dequantise(float *out, const dt_packed *packed, int i_row) {
         [DT_TYPE_Q4_K] = get_q4k,
         [DT_TYPE_Q5_K] = get_q5k,
         [DT_TYPE_Q6_K] = get_q6k,
+        [DT_TYPE_IQ4_XS] = get_iq4xs,
+        [DT_TYPE_IQ4_NL] = get_q40,
         [DT_TYPE_Q4_0] = get_q40,
         [DT_TYPE_Q4_1] = get_q41,
         [DT_TYPE_Q5_0] = get_q50,

@@ -16,6 +16,7 @@ TYPES = {
     T.F16: [], T.BF16: [],
     T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
     T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+    T.IQ4_NL: [0], T.IQ4_XS: [0],
 }
 # Usual scales, and the odd ones: subnormal, negative, large, zero.
 SCALES = np.array([0.0123, -0.37, 3e-6, 6e-8, 130.0, 0.0, 1.0, -2e-3], dtype=np.float16)

@@ -11,6 +11,7 @@ weight type that dovetail reads and every branch of the architectures:
                  one KV head, token count no multiple of 16
     tiny-qwen2   qwen2: halved RoPE pairs, biases, tied head, K-quants, padding tokens
     tiny-draft   the first layer of tiny-qwen2 in other types, so that it often guesses right
+    tiny-iq4     qwen2: the types whose nibbles are places in a table of levels
     tiny-f16     GGUF version 2, float types, RoPE over a part of the head, scaled linearly and by
                  factors, heads wider than n_embd / n_head
     tiny-qwen3   qwen3: heads of q and k with norms of their own, wider than n_embd / n_head
@@ -25,6 +26,9 @@ import numpy as np
 
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = 0, 1, 2, 3, 6, 7, 8
 Q3_K, Q4_K, Q5_K, Q6_K, BF16 = 11, 12, 13, 14, 30
+IQ4_NL, IQ4_XS = 20, 23
+IQ4_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113],
+                      dtype=np.float32)
 
 # ---- quantisers: plain rounding to the block formats, no search for better scales
 
@@ -141,6 +145,31 @@ def quantise_q6_k(x):
                            s.astype(np.int8).view(np.uint8), half_bytes(d)], axis=1)
 
 
+def iq4_places(x, d):
+    """The nearest level of x / d, as nibbles."""
+    x = divide(x, np.broadcast_to(d[..., None], x.shape))
+    q = np.searchsorted((IQ4_LEVELS[1:] + IQ4_LEVELS[:-1]) / 2, x)
+    return low_nibbles(q.reshape(-1, 32)).reshape(*x.shape[:-1], 16)
+
+
+def quantise_iq4_nl(x):
+    d = as_half(signed_peak(x) / -127)
+    return np.concatenate([half_bytes(d), iq4_places(x, d)], axis=1)
+
+
+def quantise_iq4_xs(x):
+    x = x.reshape(-1, 8, 32)
+    step = signed_peak(x) / -127
+    d = as_half(signed_peak(step) / -32)
+    s = levels(step, d[:, None], -32, 31)
+    q = iq4_places(x, d[:, None] * s.astype(np.float32))
+    s = s + 32
+    high = np.bitwise_or.reduce(s >> 4 << np.arange(0, 16, 2), axis=1).astype("<u2")
+    return np.concatenate([half_bytes(d), high.reshape(-1, 1).view(np.uint8),
+                           (s[:, ::2] & 15 | (s[:, 1::2] & 15) << 4).astype(np.uint8),
+                           q.reshape(-1, 128)], axis=1)
+
+
 def to_bf16(x):
     u = x.astype("<f4").view(np.uint32)
     return ((u + 0x7FFF + (u >> 16 & 1)) >> 16).astype("<u2")
@@ -156,6 +185,8 @@ QUANTISERS = {
     Q5_K: (256, lambda x: quantise_minimum_k(x, 5)),
     Q3_K: (256, quantise_q3_k),
     Q6_K: (256, quantise_q6_k),
+    IQ4_NL: (32, quantise_iq4_nl),
+    IQ4_XS: (256, quantise_iq4_xs),
 }
 
 
@@ -401,6 +432,18 @@ def make_pair(target_path, draft_path):
     write_gguf(draft_path, keys | vocab_keys, draft)
 
 
+def make_iq4(path):
+    vocab, vocab_keys = make_vocab("qwen2", 49, False, n_unused=3)
+    w = Weights(4)
+    w.tokens("token_embd.weight", vocab, 256, IQ4_XS, 0.16)
+    w.vector("output_norm.weight", 256, 1, 0.1)
+    types = [IQ4_XS, IQ4_NL, IQ4_XS, IQ4_NL, IQ4_NL, IQ4_XS, IQ4_NL]
+    make_layer(w, 0, (256, 64, 16, 64), types, 0.7, 2, bias=True)
+    keys = model_keys("qwen2", "tiny-iq4", 4096, 1, 256, 64, 4, 1, 1e6, attention__key_length=16,
+                      attention__value_length=16)
+    write_gguf(path, keys | vocab_keys, w.tensors)
+
+
 def make_f16(path):
     vocab, vocab_keys = make_vocab("gpt-2", 40, True)
     w = Weights(3)
@@ -437,6 +480,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     make_llama(folder / "tiny-llama.gguf")
     make_pair(folder / "tiny-qwen2.gguf", folder / "tiny-draft.gguf")
+    make_iq4(folder / "tiny-iq4.gguf")
     make_f16(folder / "tiny-f16.gguf")
     make_qwen3(folder / "tiny-qwen3.gguf")
 

@@ -40,7 +40,8 @@ static void test_types(void) {
         {DT_TYPE_Q4_1, "Q4_1", 32, 20}, {DT_TYPE_Q5_0, "Q5_0", 32, 22},
         {DT_TYPE_Q5_1, "Q5_1", 32, 24}, {DT_TYPE_Q8_0, "Q8_0", 32, 34},
         {DT_TYPE_Q3_K, "Q3_K", 256, 110}, {DT_TYPE_Q4_K, "Q4_K", 256, 144},
-        {DT_TYPE_Q5_K, "Q5_K", 256, 176}, {DT_TYPE_Q6_K, "Q6_K", 256, 210}};
+        {DT_TYPE_Q5_K, "Q5_K", 256, 176}, {DT_TYPE_Q6_K, "Q6_K", 256, 210},
+        {DT_TYPE_IQ4_NL, "IQ4_NL", 32, 18}, {DT_TYPE_IQ4_XS, "IQ4_XS", 256, 136}};
     int n_known = 0;
     for (uint32_t i = 0; i < 64; i++)
         n_known += dt_type_known(i);

@@ -252,7 +252,7 @@ static void check_bad_batches(const char *name) {
 int main(void) {
     CHECK_OK(dt_topo_open(&topo, NULL));
     static const char *const names[] = {
-        "tiny-llama.gguf", "tiny-qwen2.gguf", "tiny-draft.gguf", "tiny-f16.gguf"};
+        "tiny-llama.gguf", "tiny-qwen2.gguf", "tiny-draft.gguf", "tiny-f16.gguf", "tiny-iq4.gguf"};
     for (size_t i = 0; i < DT_COUNT(names); i++)
         check_model(names[i], true);
     static const char *const others[] = {"tiny-qwen3.gguf"};

@@ -117,6 +117,7 @@ int main(void) {
     check_model(folder, "tiny-llama", true);
     check_model(folder, "tiny-qwen2", true);
     check_model(folder, "tiny-draft", true);
+    check_model(folder, "tiny-iq4", true);
     check_model(folder, "tiny-f16", false);
     check_model(folder, "tiny-qwen3", true);
     return test_end();

@@ -67,7 +67,12 @@ static const struct {
     [DT_TYPE_Q4_K] = {256, 2 + 2 + 12 + 128},
     [DT_TYPE_Q5_K] = {256, 2 + 2 + 12 + 32 + 128},
     [DT_TYPE_Q6_K] = {256, 128 + 64 + 16 + 2},
+    [DT_TYPE_IQ4_NL] = {32, 2 + 16},
+    [DT_TYPE_IQ4_XS] = {256, 2 + 2 + 4 + 128},
 };
+
+const int8_t dt_iq4_levels[16] = {
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 const char *dt_type_name(uint32_t type) {
     static _Thread_local char unknown[24];
@@ -265,6 +270,30 @@ static void block_q6_k(float *restrict out, const uint8_t *restrict b) {
     }
 }
 
+static void block_iq4_nl(float *restrict out, const uint8_t *restrict b) {
+    float d = load_f16(b);
+    for (int i = 0; i < 16; i++) {
+        out[i] = (float)dt_iq4_levels[b[2 + i] & 15] * d;
+        out[i + 16] = (float)dt_iq4_levels[b[2 + i] >> 4] * d;
+    }
+}
+
+/* d, 16 bits with the upper two of each scale, scales_l[4], q[128]: sub-block j has its scale's low
+ * nibble in nibble j of scales_l and its own 16 bytes, weights 0 .. 15 in the low nibbles. */
+static void block_iq4_xs(float *restrict out, const uint8_t *restrict b) {
+    float d = load_f16(b);
+    int high = b[2] | b[3] << 8;
+    for (int j = 0; j < 8; j++) {
+        const uint8_t *q = b + 8 + 16 * j;
+        int low = (b[4 + j / 2] >> (4 * (j % 2))) & 15;
+        float d1 = d * (float)((low | ((high >> (2 * j)) & 3) << 4) - 32);
+        for (int i = 0; i < 16; i++) {
+            out[32 * j + i] = d1 * (float)dt_iq4_levels[q[i] & 15];
+            out[32 * j + 16 + i] = d1 * (float)dt_iq4_levels[q[i] >> 4];
+        }
+    }
+}
+
 void dt_dequantise(float *out, const void *row, dt_type type, int64_t n) {
     typedef void (*block_fn)(float *out, const uint8_t *b);
     static const block_fn block_fns[DT_TYPE_COUNT] = {
@@ -277,6 +306,8 @@ void dt_dequantise(float *out, const void *row, dt_type type, int64_t n) {
         [DT_TYPE_Q4_K] = block_q4_k,
         [DT_TYPE_Q5_K] = block_q5_k,
         [DT_TYPE_Q6_K] = block_q6_k,
+        [DT_TYPE_IQ4_NL] = block_iq4_nl,
+        [DT_TYPE_IQ4_XS] = block_iq4_xs,
     };
     const uint8_t *b = row;
     if (type == DT_TYPE_F32) {

@@ -19,6 +19,8 @@ typedef enum dt_type {
     DT_TYPE_Q4_K = 12,
     DT_TYPE_Q5_K = 13,
     DT_TYPE_Q6_K = 14,
+    DT_TYPE_IQ4_NL = 20,
+    DT_TYPE_IQ4_XS = 23,
     DT_TYPE_BF16 = 30,
     DT_TYPE_COUNT = 31,
 } dt_type;
@@ -29,6 +31,9 @@ const char *dt_type_name(uint32_t type);
 
 /* Whether this program reads the type. */
 bool dt_type_known(uint32_t type);
+
+/* The 16 levels of IQ4_NL and IQ4_XS, ascending: what a nibble stands for. */
+extern const int8_t dt_iq4_levels[16];
 
 /* Weights per block (1 for the float types, 32 or 256) and bytes per block. */
 int dt_type_block(dt_type type);

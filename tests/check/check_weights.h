@@ -38,6 +38,8 @@ static inline void weights_random_block(uint8_t *b, dt_type type, int kind, test
         memset(b, 0xff, 192);
     if (kind == 4 && type == DT_TYPE_Q3_K)
         memset(b, 0xff, 96);
+    if (kind == 4 && type == DT_TYPE_IQ4_XS) /* the lowest level is the largest */
+        memset(b + 8, 0, 128);
     switch (type) {
     case DT_TYPE_Q3_K:
         weights_random_half(b + 108, rng);
@@ -91,6 +93,12 @@ static inline int weights_min_k(int *min, const uint8_t *s, int j) {
     return s[j + 4] % 16 + s[j - 4] / 64 * 16;
 }
 
+/* A level of the IQ4 types: the format's table, written down a second time. */
+static inline int weights_level(int nibble) {
+    static const int size[16] = {127, 104, 83, 65, 49, 35, 22, 10, 1, 13, 25, 38, 53, 69, 89, 113};
+    return nibble < 8 ? -size[nibble] : size[nibble];
+}
+
 /* Weight i of a block, exactly; *size is the sum of the magnitudes of the terms it is made of. */
 static inline double weights_exact(double *size, dt_type type, const uint8_t *b, int i) {
     double d, m = 0.0;
@@ -130,6 +138,19 @@ static inline double weights_exact(double *size, dt_type type, const uint8_t *b,
         d = weights_half(b);
         q = (int8_t)b[2 + i];
         break;
+    case DT_TYPE_IQ4_NL:
+        d = weights_half(b);
+        q = weights_level(i < 16 ? b[2 + i] % 16 : b[2 + i - 16] / 16);
+        break;
+    case DT_TYPE_IQ4_XS: {
+        int run = i / 32, at = i % 32;
+        d = weights_half(b);
+        scale = (run % 2 ? b[4 + run / 2] / 16 : b[4 + run / 2] % 16) +
+                (b[2 + run / 4] >> run % 4 * 2) % 4 * 16 - 32;
+        b += 8 + 16 * run;
+        q = weights_level(at < 16 ? b[at] % 16 : b[at - 16] / 16);
+        break;
+    }
     case DT_TYPE_Q3_K: {
         int j = i / 16, run = i / 32;
         d = weights_half(b + 108);
