@@ -22,6 +22,9 @@ dt_err dt_cpu_open(dt_cpu **out, const dt_topo *topo, int n_threads, const char 
 void dt_cpu_close(dt_cpu *cpu);
 /* Whether dt_cpu_open would take the name on this CPU. */
 bool dt_cpu_isa_runs(const char *isa);
+/* The i-th instruction set this program knows, in ascending order of preference; NULL behind the
+ * last. */
+const char *dt_cpu_isa_name(int i);
 int dt_cpu_n_threads(const dt_cpu *cpu);
 const char *dt_cpu_isa(const dt_cpu *cpu);
 
@@ -36,5 +39,14 @@ const char *dt_cpu_disclaimer(const dt_cpu_weights *weights);
 
 /* A forward with room for n_rows KV rows (committed and speculative together). */
 dt_err dt_cpu_forward_open(dt_forward **out, const dt_cpu_weights *weights, int n_rows);
+
+/* A buffer of n_bytes (rounded up) on huge pages, for measuring how fast the team reads memory. The
+ * device must outlive it. */
+typedef struct dt_cpu_reader dt_cpu_reader;
+dt_err dt_cpu_reader_open(dt_cpu_reader **out, dt_cpu *cpu, size_t n_bytes);
+void dt_cpu_reader_close(dt_cpu_reader *reader);
+/* Reads the buffer once, every thread n_streams (1, 2, 4, 8 or 16) places side by side: bytes per
+ * second. */
+dt_err dt_cpu_reader_rate(double *out, dt_cpu_reader *reader, int n_streams);
 
 #endif

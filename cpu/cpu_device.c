@@ -44,6 +44,10 @@ bool dt_cpu_isa_runs(const char *name) {
            (dt_isa_parse(&isa, name) == DT_OK && dt_isa_runs(isa));
 }
 
+const char *dt_cpu_isa_name(int i) {
+    return i >= 0 && i < DT_ISA_COUNT ? dt_isa_name((dt_isa)i) : NULL;
+}
+
 int dt_cpu_n_threads(const dt_cpu *cpu) {
     return dt_pool_n_threads(cpu->pool);
 }

@@ -39,6 +39,9 @@ const char *dt_engine_isa(const dt_engine *engine);
 int dt_engine_n_threads(const dt_engine *engine);
 /* Whether this machine runs an instruction set that `isa` names ("auto" included). */
 bool dt_engine_isa_runs(const char *isa);
+/* The i-th instruction set this program knows, in ascending order of preference; NULL behind the
+ * last. Not every machine runs it. */
+const char *dt_engine_isa_name(int i);
 /* Empty, or one line why exactness is not promised on this machine. */
 const char *dt_engine_disclaimer(const dt_engine *engine);
 
@@ -177,5 +180,17 @@ dt_err dt_session_logits(dt_session *session, const int32_t *tokens, int64_t n,
 /* Seconds of one target pass over m rows at the present length of the timeline (all logits, rows
  * forgotten afterwards): for benchmarks. 1 <= m <= 64. */
 dt_err dt_session_time_pass(double *seconds_out, dt_session *session, int m);
+
+/* Bytes that the tensors which a pass of the target reads have in the model file. */
+size_t dt_engine_pass_bytes(const dt_engine *engine);
+
+/* A buffer on huge pages that the engine's team reads as fast as it can: what a pass cannot beat.
+ * The engine must outlive it. One thread at a time. */
+typedef struct dt_cpu_reader dt_reader;
+dt_err dt_reader_open(dt_reader **out, dt_engine *engine, size_t n_bytes);
+void dt_reader_close(dt_reader *reader);
+/* Bytes per second of one reading, every thread n_streams (1, 2, 4, 8 or 16) places side by side.
+ */
+dt_err dt_reader_rate(double *out, dt_reader *reader, int n_streams);
 
 #endif

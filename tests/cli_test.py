@@ -5,6 +5,7 @@ Usage: cli_test.py PROGRAM [NAME ...]. The tiny models lie in DT_TEST_DATA; DT_T
 instruction set.
 """
 
+import csv
 import json
 import os
 import re
@@ -344,14 +345,55 @@ def test_perplexity(folder):
 
 def test_bench():
     args = ["bench", "-m", TARGET, "--isa", ISA, "-r", "2"]
-    rows = json.loads(works(*args, "-d", DRAFT, "--pp", "32", "--tg", "16", "-o", "json").out)
+    rows = json.loads(works(*args, "-md", DRAFT, "-p", "32", "-n", "16", "-o", "json").out)
     check([r["test"] for r in rows] == ["pp32", "tg16", "tg16"], "tests: %s" % rows)
     check(all(r["avg_ts"] > 0 and len(r["samples_ts"]) == 2 for r in rows), "samples")
+    check(all(r["machine"] and r["threads"] > 0 and r["isa"] and r["numerics"] for r in rows),
+          "what it ran on: %s" % rows)
     check(rows[2]["draft"] == "model" and rows[2]["mean_acceptance_length"] >= 1, "draft row")
     table = works(*args, "--pp", "16", "--tg", "0", "--depth", "40").out.decode()
-    check("pp16 @ d40" in table and table.count("\n") == 3, "table:\n" + table)
-    curve = json.loads(works(*args, "--curve", "1,4,64", "-o", "json").out)
+    check("pp16 @ d40" in table and table.count("\n") == 5, "table:\n" + table)
+    text = works(*args, "-p", "8", "-n", "8", "-d", "0,24", "-o", "csv").out.decode()
+    found = list(csv.DictReader(text.splitlines()))
+    check([r["test"] for r in found] == ["pp8", "tg8", "pp8 @ d24", "tg8 @ d24"], "csv: " + text)
+    check(all(float(r["avg_ts"]) > 0 and len(r["samples_ts"].split()) == 2 for r in found), text)
+    lines = works(*args, "-p", "8,9", "-n", "0", "-o", "jsonl").out.decode().splitlines()
+    check([json.loads(line)["test"] for line in lines] == ["pp8", "pp9"], "jsonl: %s" % lines)
+
+
+def test_bench_curve():
+    args = ["bench", "-m", TARGET, "--isa", ISA, "-r", "2", "--curve", "1,4,64"]
+    found = json.loads(works(*args, "-o", "json").out)
+    curve = found["curve"]
     check([r["m"] for r in curve] == [1, 4, 64] and all(r["ms"] > 0 for r in curve), "curve")
+    check(found["pass_bytes"] <= os.path.getsize(TARGET), "bytes of a pass: %s" % found)
+    for row in curve:
+        rate = found["pass_bytes"] / row["ms"] * 1e-6
+        check(abs(row["gb_per_s"] / rate - 1) < 1e-6, "GB/s: %s, want %g" % (row, rate))
+        ratio = row["ms"] / found["floor_ms"]
+        check(abs(row["ratio_to_floor"] / ratio - 1) < 1e-6, "floor: %s, want %g" % (row, ratio))
+    check(curve[0]["ratio"] == 1, "T(1): %s" % curve[0])
+    isas = json.loads(works("info", "--json").out)["machine"]["isa"]
+    args = ["bench", "-m", TARGET, "--isa", ",".join(isas), "-r", "1", "--curve", "2"]
+    found = works(*args, "-d", "0,30", "-o", "jsonl").out.decode().splitlines()
+    found = [(row["isa"], row["n_depth"]) for row in map(json.loads, found)]
+    check(found == [(isa, depth) for isa in isas for depth in (0, 30)], "rows: %s" % found)
+    table = works(*args[:3], "--isa", "all", "-r", "1", "--curve", "1").out.decode()
+    check("T(m) / F" in table and "F = " in table, "table:\n" + table)
+
+
+def test_bench_refuses():
+    args = ["bench", "-m", TARGET]
+    refuses(2, "nothing to measure", *args, "-p", "0", "-n", "0")
+    refuses(2, "list of numbers", *args, "-d", DRAFT)
+    refuses(2, ("--curve", "draft"), *args, "--curve", "1", "-md", DRAFT)
+    refuses(2, ("--curve", "-p"), *args, "--curve", "1", "-p", "8")
+    refuses(2, "--ring", *args, "--ring")
+    refuses(2, "-n above 0", *args, "-n", "0", "--draft", "ngram")
+    refuses(2, ("'sse' is none of", "avx2"), *args, "--isa", "c,sse")
+
+
+def test_bench_ring():
     n_cpus = len(os.sched_getaffinity(0))
     if n_cpus >= 2:
         rows = json.loads(works("bench", "--ring", "-o", "json").out)

@@ -29,6 +29,8 @@ struct dt_topo {
     int n_slow_cores; /* efficient cores beside performance cores */
     int n_packages;   /* 0: not known */
     bool synthetic;
+    char cpu_name[96];
+    size_t cache_bytes; /* of the last level */
 #ifdef DT_HAVE_HWLOC
     hwloc_topology_t hwloc;
 #endif
@@ -109,6 +111,15 @@ static int kind_of(hwloc_topology_t hwloc, hwloc_obj_t pu) {
     return efficiency > 0 ? efficiency : 0;
 }
 
+/* The data cache that is farthest from a hardware thread, NULL if none is known. */
+static hwloc_obj_t last_cache(hwloc_obj_t pu) {
+    hwloc_obj_t last = NULL;
+    for (hwloc_obj_t at = pu->parent; at != NULL; at = at->parent)
+        if (hwloc_obj_type_is_dcache(at->type))
+            last = at;
+    return last;
+}
+
 /* hwloc leaves out what the cgroup denies; the affinity mask of the thread is ours to apply. */
 static dt_err collect(dt_topo *topo) {
     hwloc_topology_t hwloc = topo->hwloc;
@@ -132,6 +143,7 @@ static dt_err collect(dt_topo *topo) {
         goto done;
 
     hwloc_obj_t pu = NULL, core_before = NULL, package_before = NULL;
+    hwloc_obj_t cache_before = NULL;
     int i_core = -1;
     while ((pu = hwloc_get_next_obj_by_type(hwloc, HWLOC_OBJ_PU, pu)) != NULL) {
         if (!hwloc_bitmap_isset(allowed, pu->os_index) || topo->n_pus == n)
@@ -141,6 +153,10 @@ static dt_err collect(dt_topo *topo) {
         hwloc_obj_t package = hwloc_get_ancestor_obj_by_type(hwloc, HWLOC_OBJ_PACKAGE, pu);
         i_core += core == NULL || core != core_before;
         topo->n_packages += package != NULL && package != package_before;
+        hwloc_obj_t cache = last_cache(pu);
+        if (cache != NULL && cache != cache_before)
+            topo->cache_bytes += cache->attr->cache.size;
+        cache_before = cache;
         core_before = core;
         package_before = package;
         topo->pus[topo->n_pus++] =
@@ -152,19 +168,29 @@ done:
     return err;
 }
 
+static void read_name(dt_topo *topo) {
+    hwloc_obj_t package = hwloc_get_obj_by_type(topo->hwloc, HWLOC_OBJ_PACKAGE, 0);
+    hwloc_obj_t root = hwloc_get_root_obj(topo->hwloc);
+    const char *name = package != NULL ? hwloc_obj_get_info_by_name(package, "CPUModel") : NULL;
+    if (name == NULL)
+        name = hwloc_obj_get_info_by_name(root, "CPUModel");
+    if (name != NULL)
+        snprintf(topo->cpu_name, sizeof topo->cpu_name, "%s", name);
+}
+
 static dt_err discover(dt_topo *topo, const char *synthetic) {
     if (hwloc_topology_init(&topo->hwloc) != 0) {
         topo->hwloc = NULL;
         DT_FAIL(DT_ERR_MEMORY, "hwloc cannot start: %s", strerror(errno));
     }
-    /* Cores, packages and hardware threads are all we read; devices cost time to find. */
-    hwloc_topology_set_cache_types_filter(topo->hwloc, HWLOC_TYPE_FILTER_KEEP_NONE);
+    hwloc_topology_set_icache_types_filter(topo->hwloc, HWLOC_TYPE_FILTER_KEEP_NONE);
     if (synthetic != NULL)
         DT_TRY(set_synthetic(topo, synthetic));
     if (hwloc_topology_load(topo->hwloc) != 0)
         DT_FAIL(DT_ERR_IO, "hwloc cannot read the machine's topology: %s", strerror(errno));
     if (synthetic != NULL)
         DT_TRY(set_synthetic_kinds(topo, synthetic));
+    read_name(topo);
     return collect(topo);
 }
 
@@ -239,6 +265,14 @@ int dt_topo_n_pus(const dt_topo *topo) {
 
 int dt_topo_pu(const dt_topo *topo, int i) {
     return topo->pus[i].os_index;
+}
+
+const char *dt_topo_cpu_name(const dt_topo *topo) {
+    return topo->cpu_name;
+}
+
+size_t dt_topo_cache_bytes(const dt_topo *topo) {
+    return topo->cache_bytes;
 }
 
 dt_err dt_topo_bind(const dt_topo *topo, int i) {

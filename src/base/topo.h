@@ -25,6 +25,12 @@ int dt_topo_pu(const dt_topo *topo, int i);
  * then run unbound. */
 dt_err dt_topo_bind(const dt_topo *topo, int i);
 
+/* What the processor calls itself, "" if it does not. */
+const char *dt_topo_cpu_name(const dt_topo *topo);
+
+/* Bytes of the last-level caches over the hardware threads allowed; 0: not known. */
+size_t dt_topo_cache_bytes(const dt_topo *topo);
+
 /* "2 cores, 2 threads, 1 package", "14 cores (6 performance, 8 efficient), 20 threads, 1 package"
  * for listings. */
 void dt_topo_describe(const dt_topo *topo, char *out, size_t n_bytes);

@@ -38,9 +38,10 @@ static const char *const COMMAND_NOTES[CLI_N_COMMANDS] = {
     [CLI_BENCH] =
         "Each test runs once to warm up and then -r times; the table gives mean and deviation.\n"
         "pp is the reading of a prompt, tg the writing of an answer to it, one sequence alone.\n"
-        "With -d (or --draft ngram) the answer is written without and with the draft in turn.\n\n"
-        "  dovetail bench -m target.gguf -d draft.gguf\n"
-        "  dovetail bench -m target.gguf --curve 1,2,4,8,16,32\n"
+        "With -md (or --draft ngram) the answer is written without and with the draft in turn.\n\n"
+        "  dovetail bench -m target.gguf -md draft.gguf -p 512 -n 128 -d 0,4096\n"
+        "  dovetail bench -m target.gguf -md draft.gguf --prompts questions.jsonl\n"
+        "  dovetail bench -m target.gguf --curve 1,2,4,8,16,32 --isa all\n"
         "  dovetail bench --ring\n",
     [CLI_TOKENIZE] = "The text is -p TEXT or -f FILE, else it is read from standard input.\n\n"
                      "  dovetail tokenize -m target.gguf -p \"Hello\"\n"
@@ -72,7 +73,7 @@ typedef enum opt_kind {
     OPT_CHOICE,  /* int, index into `choices` */
     OPT_WORD,    /* const char *, one of `choices` */
     OPT_STOP,    /* appends to stops */
-    OPT_CURVE,   /* int64_t list */
+    OPT_LIST,    /* cli_list of numbers in min .. max */
 } opt_kind;
 
 typedef struct opt {
@@ -91,13 +92,14 @@ typedef struct opt {
 static const opt OPTIONS[] = {
     {IN_ALL, {"-m", "--model"}, OPT_PATH, FIELD(target), 0, 0, "FILE",
         "model file (GGUF) that decides the text: the target"},
-    {IN_RUN | IN_BENCH, {"-d", "--draft-model"}, OPT_PATH, FIELD(draft), 0, 0, "FILE",
+    {IN_RUN, {"-d", "-md", "--draft-model"}, OPT_PATH, FIELD(draft), 0, 0, "FILE",
+        "smaller model with the same vocabulary that proposes text: the draft"},
+    {IN_BENCH, {"-md", "--draft-model"}, OPT_PATH, FIELD(draft), 0, 0, "FILE",
         "smaller model with the same vocabulary that proposes text: the draft"},
     {IN_RUN | IN_BENCH, {"--draft"}, OPT_CHOICE, FIELD(draft_kind), 0, 0, "auto|model|ngram|none",
         "where proposals come from: the draft model, repetitions in the text itself, or nowhere "
-        "(auto: the model if -d is given, else ngram; in bench without -d: none)"},
-    {IN_RUN | IN_BENCH | IN_TOKENIZE, {"-p", "--prompt"}, OPT_TEXT, FIELD(prompt), 0, 0, "TEXT",
-        "the prompt"},
+        "(auto: the model if one is given, else ngram; in bench none)"},
+    {IN_RUN | IN_TOKENIZE, {"-p", "--prompt"}, OPT_TEXT, FIELD(prompt), 0, 0, "TEXT", "the prompt"},
     {IN_RUN | IN_BENCH | IN_TOKENIZE | IN_PERPLEXITY, {"-f", "--file"}, OPT_PATH, FIELD(file), 0, 0,
         "FILE", "file with the text; - is standard input"},
     {IN_RUN, {"--jsonl"}, OPT_PATH, FIELD(jsonl), 0, 0, "FILE",
@@ -150,19 +152,20 @@ static const opt OPTIONS[] = {
     {IN_RUN | IN_BENCH | IN_PERPLEXITY, {"--prefill-batch"}, OPT_INT, FIELD(prefill_batch), 1, 4096,
         "N", "tokens of the prompt read at once"},
 
-    {IN_BENCH, {"--pp"}, OPT_INT, FIELD(pp), 0, 1 << 24, "N",
+    {IN_BENCH, {"-p", "--pp", "--n-prompt"}, OPT_LIST, FIELD(pp), 0, 1 << 24, "N,...",
         "tokens of the prompt test (default 512, 0: none)"},
-    {IN_BENCH, {"--tg"}, OPT_INT, FIELD(tg), 0, 1 << 24, "N",
+    {IN_BENCH, {"-n", "--tg", "--n-gen"}, OPT_LIST, FIELD(tg), 0, 1 << 24, "N,...",
         "tokens of the answer test (default 128, 0: none)"},
-    {IN_BENCH, {"--depth"}, OPT_INT, FIELD(depth), 0, 1 << 24, "N",
+    {IN_BENCH, {"-d", "--depth", "--n-depth"}, OPT_LIST, FIELD(depth), 0, 1 << 24, "N,...",
         "tokens in the context before a test (default 0; 256 for --curve)"},
-    {IN_BENCH, {"--curve"}, OPT_CURVE, FIELD(curve), 0, 0, "M,M,...",
-        "time of one pass of the target over M tokens instead of pp and tg"},
-    {IN_BENCH, {"--ring"}, OPT_FLAG, FIELD(ring), 0, 0, NULL,
-        "latency of the ring between two threads instead of pp and tg; needs no model"},
     {IN_BENCH, {"-r", "--repetitions"}, OPT_INT, FIELD(n_reps), 1, 100000, "N",
         "repetitions (default 5; 15 for --curve)"},
-    {IN_BENCH, {"-o", "--output"}, OPT_CHOICE, FIELD(table), 0, 0, "md|json",
+    {IN_BENCH, {"--curve"}, OPT_LIST, FIELD(curve), 1, DT_TREE_MAX, "M,M,...",
+        "time of one pass of the target over M tokens, beside the time that reading the weights "
+        "takes, instead of pp and tg"},
+    {IN_BENCH, {"--ring"}, OPT_FLAG, FIELD(ring), 0, 0, NULL,
+        "latency of the ring between two threads instead of pp and tg; needs no model"},
+    {IN_BENCH, {"-o", "--output"}, OPT_CHOICE, FIELD(table), 0, 0, "md|csv|json|jsonl",
         "form of the table (default md)"},
 
     {IN_TOKENIZE, {"--special"}, OPT_FLAG, FIELD(special), 0, 0, NULL,
@@ -183,7 +186,10 @@ static const opt OPTIONS[] = {
 
     {IN_ENGINE, {"-t", "--threads"}, OPT_INT, FIELD(n_threads), 1, 256, "N",
         "threads (default: one per core)"},
-    {IN_ENGINE, {"--isa"}, OPT_WORD, FIELD(isa), 0, 0, "auto|c|avx2|avx512",
+    {IN_BENCH, {"--isa"}, OPT_TEXT, FIELD(isa), 0, 0, "LIST",
+        "instruction sets, one after the other: names with commas between them, or all (default "
+        "auto: the best of this CPU)"},
+    {IN_ENGINE & ~(unsigned)IN_BENCH, {"--isa"}, OPT_WORD, FIELD(isa), 0, 0, "auto|c|avx2|avx512",
         "instruction set (default auto: the best of this CPU)"},
     {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas|float",
         "how matrices are multiplied (default auto)"},
@@ -323,21 +329,21 @@ static bool read_number(double *out, const char *text) {
     return end != text && *end == '\0' && isfinite(*out) && !isspace((unsigned char)text[0]);
 }
 
-static int read_curve(cli_opts *opts, const char *name, const char *text) {
-    opts->n_curve = 0;
+static int read_list(cli_list *out, const opt *o, const char *name, const char *text) {
+    out->n = 0;
     while (true) {
         char *end;
         errno = 0;
-        long m = strtol(text, &end, 10);
-        if (end == text || errno != 0 || (*end != ',' && *end != '\0'))
+        long long value = strtoll(text, &end, 10);
+        if (end == text || (*end != ',' && *end != '\0'))
             return cli_fail(
                 CLI_USAGE, "option %s: '%s' is not a list of numbers like 1,2,4", name, text);
-        if (m < 1 || m > DT_TREE_MAX)
-            return cli_fail(
-                CLI_USAGE, "option %s: %ld is out of range, want 1 to %d", name, m, DT_TREE_MAX);
-        if (opts->n_curve == CLI_CURVE_MAX)
-            return cli_fail(CLI_USAGE, "option %s: more than %d values", name, CLI_CURVE_MAX);
-        opts->curve[opts->n_curve++] = m;
+        if (errno != 0 || (double)value < o->min || (double)value > o->max)
+            return cli_fail(CLI_USAGE, "option %s: %.*s is out of range, want %.0f to %.0f", name,
+                (int)(end - text), text, o->min, o->max);
+        if (out->n == CLI_LIST_MAX)
+            return cli_fail(CLI_USAGE, "option %s: more than %d values", name, CLI_LIST_MAX);
+        out->values[out->n++] = value;
         if (*end == '\0')
             return CLI_OK;
         text = end + 1;
@@ -391,8 +397,8 @@ static int set_option(cli_opts *opts, const opt *o, const char *name, const char
             return cli_fail(CLI_USAGE, "option %s: want a text of 1 to 256 bytes", name);
         opts->stops[opts->n_stops++] = value;
         break;
-    case OPT_CURVE:
-        return read_curve(opts, name, value);
+    case OPT_LIST:
+        return read_list(field, o, name, value);
     }
     return CLI_OK;
 }
@@ -411,9 +417,6 @@ static void set_defaults(cli_opts *opts) {
         .presence_penalty = (double)sampling.presence_penalty,
         .frequency_penalty = (double)sampling.frequency_penalty,
         .penalty_window = sampling.penalty_window,
-        .pp = 512,
-        .tg = 128,
-        .depth = -1,
         .n_reps = -1,
     };
 }
@@ -426,7 +429,8 @@ static int check_together(const cli_opts *opts) {
         return cli_fail(
             CLI_USAGE, "no model given: -m FILE is needed; see `dovetail %s --help`", command);
     if (opts->draft_kind == DT_DRAFT_MODEL && !opts->draft)
-        return cli_fail(CLI_USAGE, "--draft model needs a draft model: -d FILE");
+        return cli_fail(CLI_USAGE, "--draft model needs a draft model: %s FILE",
+            opts->command == CLI_BENCH ? "-md" : "-d");
     if ((opts->prompt != NULL) + (opts->file != NULL) + (opts->jsonl != NULL) +
             (opts->ids_file != NULL) + (opts->decode != NULL) >
         1)

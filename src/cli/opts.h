@@ -19,10 +19,21 @@ typedef enum cli_command {
     CLI_N_COMMANDS,
 } cli_command;
 
-enum { CLI_STOPS_MAX = 16, CLI_CURVE_MAX = 64 };
+enum { CLI_STOPS_MAX = 16, CLI_LIST_MAX = 64 };
+
+/* "512" or "0,4096,8192". */
+typedef struct cli_list {
+    int64_t values[CLI_LIST_MAX];
+    int n; /* 0: not given */
+} cli_list;
 
 typedef enum cli_stats_form { CLI_STATS_TEXT, CLI_STATS_JSON, CLI_STATS_NONE } cli_stats_form;
-typedef enum cli_table_form { CLI_TABLE_MD, CLI_TABLE_JSON } cli_table_form;
+typedef enum cli_table_form {
+    CLI_TABLE_MD,
+    CLI_TABLE_CSV,
+    CLI_TABLE_JSON,
+    CLI_TABLE_JSONL,
+} cli_table_form;
 
 typedef struct cli_opts {
     cli_command command;
@@ -56,9 +67,9 @@ typedef struct cli_opts {
     const char *logits_file;
     int64_t max_tokens;
     /* bench */
-    int64_t pp, tg, depth, n_reps; /* depth and n_reps: -1 if not given */
-    int64_t curve[CLI_CURVE_MAX];
-    int n_curve; /* 0: no curve */
+    cli_list pp, tg, depth, curve;
+    int64_t n_reps; /* -1: not given */
+    const char *prompts;
     bool ring;
     int table; /* cli_table_form */
 } cli_opts;

@@ -209,10 +209,83 @@ void report_json(FILE *out, const json_t *value, size_t flags) {
     fputc('\n', out);
 }
 
+/* A field of CSV (RFC 4180): quoted where it holds what would end it. */
+static void print_field(FILE *out, const char *text) {
+    if (!strpbrk(text, ",\"\r\n")) {
+        fputs(text, out);
+        return;
+    }
+    fputc('"', out);
+    for (; *text; text++) {
+        if (*text == '"')
+            fputc('"', out);
+        fputc(*text, out);
+    }
+    fputc('"', out);
+}
+
+static void print_value(FILE *out, const json_t *value) {
+    size_t i;
+    json_t *item;
+    if (json_is_string(value))
+        print_field(out, json_string_value(value));
+    else if (json_is_integer(value))
+        fprintf(out, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+        fprintf(out, "%.9g", json_real_value(value));
+    else if (json_is_boolean(value))
+        fputs(json_is_true(value) ? "true" : "false", out);
+    else if (json_is_array(value))
+        json_array_foreach(value, i, item) {
+            if (i > 0)
+                fputc(' ', out);
+            print_value(out, item);
+        }
+}
+
+/* Rows of one table may have different members: the columns are those of all, in the order in which
+ * they first appear. */
+static void print_csv(FILE *out, const json_t *rows) {
+    json_t *columns = json_object(), *row, *value;
+    size_t i_row;
+    const char *key;
+    json_array_foreach(rows, i_row, row) json_object_foreach(row, key, value)
+        json_object_set_new(columns, key, json_null());
+    const char *comma = "";
+    json_object_foreach(columns, key, value) {
+        fputs(comma, out);
+        print_field(out, key);
+        comma = ",";
+    }
+    fputc('\n', out);
+    json_array_foreach(rows, i_row, row) {
+        comma = "";
+        json_object_foreach(columns, key, value) {
+            fputs(comma, out);
+            print_value(out, json_object_get(row, key));
+            comma = ",";
+        }
+        fputc('\n', out);
+    }
+    json_decref(columns);
+}
+
 void report_table(FILE *out, cli_table_form form, const json_t *rows, const report_column *columns,
     int n_columns) {
-    if (form == CLI_TABLE_JSON)
-        report_json(out, rows, JSON_INDENT(2));
-    else
+    size_t i_row;
+    json_t *row;
+    switch (form) {
+    case CLI_TABLE_MD:
         print_markdown(out, rows, columns, DT_MIN(n_columns, (int)COLUMNS_MAX));
+        break;
+    case CLI_TABLE_CSV:
+        print_csv(out, rows);
+        break;
+    case CLI_TABLE_JSON:
+        report_json(out, rows, JSON_INDENT(2));
+        break;
+    case CLI_TABLE_JSONL:
+        json_array_foreach(rows, i_row, row) report_json(out, row, 0);
+        break;
+    }
 }

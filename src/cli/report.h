@@ -1,5 +1,5 @@
-/* What the program reports: statistics of an answer as a line or as JSON, tables as Markdown or
- * JSON. Main thread. */
+/* What the program reports: statistics of an answer as a line or as JSON, tables as Markdown, CSV,
+ * JSON or lines of JSON. Main thread. */
 #ifndef DT_CLI_REPORT_H
 #define DT_CLI_REPORT_H
 
@@ -36,8 +36,9 @@ typedef struct report_column {
     int decimals;
 } report_column;
 
-/* Prints an array of objects; JSON shows all members, Markdown the columns (none for a column that
- * is empty in every row). */
+/* Prints an array of objects. JSON and CSV show all members (a list is one field of CSV, its values
+ * with blanks between them), Markdown the columns (none for a column that is empty in every row).
+ */
 void report_table(FILE *out, cli_table_form form, const json_t *rows, const report_column *columns,
     int n_columns);
 

@@ -178,3 +178,33 @@ dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_opt
 bool dt_engine_isa_runs(const char *isa) {
     return dt_cpu_isa_runs(isa);
 }
+
+const char *dt_engine_isa_name(int i) {
+    return dt_cpu_isa_name(i);
+}
+
+/* ---- the floor under a pass ---- */
+
+size_t dt_engine_pass_bytes(const dt_engine *engine) {
+    const dt_model *model = engine->target;
+    size_t n_bytes = 0;
+    for (int64_t i = 0; i < dt_gguf_n_tensors(model->file); i++) {
+        const dt_tensor *tensor = dt_gguf_tensor(model->file, i);
+        /* Of an embedding that is no head, a pass reads only the rows of its tokens. */
+        if (tensor != model->token_embd || tensor == model->output)
+            n_bytes += tensor->n_bytes;
+    }
+    return n_bytes;
+}
+
+dt_err dt_reader_open(dt_reader **out, dt_engine *engine, size_t n_bytes) {
+    return dt_cpu_reader_open(out, engine->cpu, n_bytes);
+}
+
+void dt_reader_close(dt_reader *reader) {
+    dt_cpu_reader_close(reader);
+}
+
+dt_err dt_reader_rate(double *out, dt_reader *reader, int n_streams) {
+    return dt_cpu_reader_rate(out, reader, n_streams);
+}
