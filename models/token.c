@@ -4,14 +4,20 @@
 #include <string.h>
 
 #include "models/token_bpe.h"
+#include "models/token_spm.h"
 #include "src/base/mem.h"
 
-/* A text that is recognised before pre-tokenizing. */
+/* Texts that are recognised before all else: in the order of their bytes, so that those with a
+ * common beginning stand together and the shortest comes first. */
 typedef struct special_text {
     dt_text text;
     int32_t token;
-    bool always; /* user-defined: recognised without `special` too */
 } special_text;
+
+typedef struct special_list {
+    special_text *items; /* of each text the lowest id first */
+    int32_t start[257];  /* items[start[b] .. start[b + 1]) begin with the byte b */
+} special_list;
 
 struct dt_vocab {
     const dt_text *text; /* [n_tokens], the gguf's */
@@ -20,10 +26,13 @@ struct dt_vocab {
     bool *ends;    /* [n_tokens] */
     int32_t bos, eos;
     bool add_bos;
-    special_text *special;      /* by first byte, then longest first, then lowest id */
-    int32_t special_start[257]; /* special[special_start[b] .. special_start[b + 1]) begin with b */
+    special_list user; /* user-defined tokens, which are recognised always */
+    special_list all;  /* and control tokens */
+    char *unspaced;    /* texts of `user` and `all` that the file writes with U+2581 */
+    bool add_space;    /* a space goes in front of the text */
     dt_text_table table;
-    dt_bpe *bpe;
+    dt_bpe *bpe; /* one of the two */
+    dt_spm *spm;
 };
 
 /* Texts with which the known families close a turn or a document; only control tokens count. */
@@ -86,7 +95,7 @@ static dt_err read_kinds(dt_vocab *vocab, const dt_gguf *gguf) {
     return DT_OK;
 }
 
-static dt_err read_ids(dt_vocab *vocab, const dt_gguf *gguf, dt_text pre) {
+static dt_err read_ids(dt_vocab *vocab, const dt_gguf *gguf, dt_text pre, bool is_spm) {
     int32_t eot, eom, padding;
     DT_TRY(read_id(&vocab->bos, vocab, gguf, "tokenizer.ggml.bos_token_id"));
     DT_TRY(read_id(&vocab->eos, vocab, gguf, "tokenizer.ggml.eos_token_id"));
@@ -94,10 +103,14 @@ static dt_err read_ids(dt_vocab *vocab, const dt_gguf *gguf, dt_text pre) {
     DT_TRY(read_id(&eom, vocab, gguf, "tokenizer.ggml.eom_token_id"));
     DT_TRY(read_id(&padding, vocab, gguf, "tokenizer.ggml.padding_token_id"));
 
-    /* Files of the Llama 3 family often leave the key out; their tokenizer puts BOS in front. */
-    int64_t add_bos = dt_text_is(pre, "llama-bpe") || dt_text_is(pre, "llama3");
+    /* Files of the two Llama families often leave the keys out; their tokenizers put BOS in front,
+     * and that of SentencePiece a space too. */
+    int64_t add_bos = is_spm || dt_text_is(pre, "llama-bpe") || dt_text_is(pre, "llama3");
+    int64_t add_space = is_spm;
     DT_TRY(dt_gguf_get_int(gguf, "tokenizer.ggml.add_bos_token", &add_bos));
+    DT_TRY(dt_gguf_get_int(gguf, "tokenizer.ggml.add_space_prefix", &add_space));
     vocab->add_bos = add_bos != 0 && vocab->bos >= 0;
+    vocab->add_space = is_spm && add_space != 0;
 
     DT_TRY(dt_mem_alloc(&vocab->ends, (size_t)vocab->n_tokens * sizeof(bool)));
     for (int32_t id = 0; id < vocab->n_tokens; id++) {
@@ -110,50 +123,111 @@ static dt_err read_ids(dt_vocab *vocab, const dt_gguf *gguf, dt_text pre) {
 
 static int compare_special(const void *a_, const void *b_) {
     const special_text *a = a_, *b = b_;
-    uint8_t first_a = (uint8_t)a->text.data[0], first_b = (uint8_t)b->text.data[0];
-    if (first_a != first_b)
-        return first_a < first_b ? -1 : 1;
+    int order = memcmp(a->text.data, b->text.data, DT_MIN(a->text.n_bytes, b->text.n_bytes));
+    if (order != 0)
+        return order;
     if (a->text.n_bytes != b->text.n_bytes)
-        return a->text.n_bytes > b->text.n_bytes ? -1 : 1;
-    return a->token < b->token ? -1 : 1;
+        return a->text.n_bytes < b->text.n_bytes ? -1 : 1;
+    return a->token < b->token ? -1 : a->token > b->token;
 }
 
-static bool is_special(const dt_vocab *vocab, int32_t id) {
+static bool is_special(const dt_vocab *vocab, int32_t id, bool control) {
     return vocab->text[id].n_bytes > 0 &&
-           (vocab->kind[id] == DT_TOKEN_CONTROL || vocab->kind[id] == DT_TOKEN_USER);
+           (vocab->kind[id] == DT_TOKEN_USER || (control && vocab->kind[id] == DT_TOKEN_CONTROL));
 }
 
-static dt_err read_special(dt_vocab *vocab) {
+static bool has_space_mark(dt_text text) {
+    for (size_t i = 0; i < text.n_bytes; i++)
+        if (dt_spm_is_space(text.data + i, text.n_bytes - i))
+            return true;
+    return false;
+}
+
+/* Writes the text with a space for each U+2581; returns its length. */
+static size_t put_unspaced(char *out, const char *text, size_t n_bytes) {
     size_t n = 0;
-    for (int32_t id = 0; id < vocab->n_tokens; id++)
-        n += is_special(vocab, id);
-    DT_TRY(dt_mem_alloc(&vocab->special, n * sizeof *vocab->special));
-    n = 0;
-    for (int32_t id = 0; id < vocab->n_tokens; id++)
-        if (is_special(vocab, id)) {
-            vocab->special[n++] =
-                (special_text){vocab->text[id], id, vocab->kind[id] == DT_TOKEN_USER};
-            vocab->special_start[(uint8_t)vocab->text[id].data[0] + 1]++;
+    for (size_t i = 0; i < n_bytes; n++) {
+        bool is_space = dt_spm_is_space(text + i, n_bytes - i);
+        out[n] = is_space ? ' ' : text[i];
+        i += is_space ? DT_SPM_SPACE_BYTES : 1;
+    }
+    return n;
+}
+
+/* Some converters leave U+2581 in the texts of special tokens, others write spaces. */
+static dt_err unspace(special_text *items, size_t n_items, dt_vocab *vocab) {
+    size_t n_bytes = 0;
+    for (size_t i = 0; i < n_items; i++)
+        n_bytes += has_space_mark(items[i].text) ? items[i].text.n_bytes : 0;
+    DT_TRY(dt_mem_alloc(&vocab->unspaced, n_bytes));
+    char *out = vocab->unspaced;
+    for (size_t i = 0; i < n_items; i++)
+        if (has_space_mark(items[i].text)) {
+            size_t n = put_unspaced(out, items[i].text.data, items[i].text.n_bytes);
+            items[i].text = (dt_text){out, n};
+            out += n;
         }
-    for (int b = 0; b < 256; b++)
-        vocab->special_start[b + 1] += vocab->special_start[b];
-    if (n > 0)
-        qsort(vocab->special, n, sizeof *vocab->special, compare_special);
     return DT_OK;
+}
+
+static void sort_special(special_list *list, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        list->start[(uint8_t)list->items[i].text.data[0] + 1]++;
+    for (int b = 0; b < 256; b++)
+        list->start[b + 1] += list->start[b];
+    if (n > 0)
+        qsort(list->items, n, sizeof *list->items, compare_special);
+}
+
+static dt_err read_special(dt_vocab *vocab, bool is_spm) {
+    size_t n = 0, n_user = 0;
+    for (int32_t id = 0; id < vocab->n_tokens; id++) {
+        n += is_special(vocab, id, true);
+        n_user += is_special(vocab, id, false);
+    }
+    DT_TRY(dt_mem_alloc(&vocab->all.items, n * sizeof *vocab->all.items));
+    DT_TRY(dt_mem_alloc(&vocab->user.items, n_user * sizeof *vocab->user.items));
+    n = n_user = 0;
+    for (int32_t id = 0; id < vocab->n_tokens; id++)
+        if (is_special(vocab, id, true))
+            vocab->all.items[n++] = (special_text){vocab->text[id], id};
+    if (is_spm)
+        DT_TRY(unspace(vocab->all.items, n, vocab));
+    for (size_t i = 0; i < n; i++)
+        if (vocab->kind[vocab->all.items[i].token] == DT_TOKEN_USER)
+            vocab->user.items[n_user++] = vocab->all.items[i];
+    sort_special(&vocab->all, n);
+    sort_special(&vocab->user, n_user);
+    return DT_OK;
+}
+
+static dt_err open_spm(dt_vocab *vocab, const dt_gguf *gguf) {
+    const float *scores = NULL;
+    int64_t n_scores;
+    DT_TRY(dt_gguf_get_float_array(gguf, "tokenizer.ggml.scores", &scores, &n_scores));
+    return dt_spm_open(&vocab->spm, scores, n_scores, vocab->n_tokens, &vocab->table, vocab->kind);
+}
+
+static dt_err open_bpe(dt_vocab *vocab, const dt_gguf *gguf, dt_text pre) {
+    const dt_text *merges;
+    int64_t n_merges;
+    DT_TRY(dt_gguf_get_text_array(gguf, "tokenizer.ggml.merges", &merges, &n_merges));
+    return dt_bpe_open(&vocab->bpe, pre, merges, n_merges, &vocab->table, vocab->kind);
 }
 
 static dt_err read_vocab(dt_vocab *vocab, const dt_gguf *gguf) {
     dt_text model = {0}, pre = {"default", 7};
-    int64_t n_tokens, n_merges;
-    const dt_text *merges;
+    int64_t n_tokens;
     char name[DT_TEXT_SHOWN_BYTES];
     DT_TRY(dt_gguf_get_text(gguf, "tokenizer.ggml.model", &model));
     if (model.n_bytes == 0)
         DT_FAIL(DT_ERR_INPUT, "%s: the file has no tokenizer (key tokenizer.ggml.model)",
             dt_gguf_path(gguf));
-    if (!dt_text_is(model, "gpt2"))
+    bool is_spm = dt_text_is(model, "llama");
+    if (!is_spm && !dt_text_is(model, "gpt2"))
         DT_FAIL(DT_ERR_UNSUPPORTED,
-            "%s: tokenizer model \"%s\" is not supported (only \"gpt2\", byte-level BPE, is)",
+            "%s: tokenizer model \"%s\" is not supported (\"gpt2\", byte-level BPE, and "
+            "\"llama\", SentencePiece, are)",
             dt_gguf_path(gguf), dt_text_shown(name, model));
     DT_TRY(dt_gguf_get_text(gguf, "tokenizer.ggml.pre", &pre));
     DT_TRY(dt_gguf_get_text_array(gguf, "tokenizer.ggml.tokens", &vocab->text, &n_tokens));
@@ -163,11 +237,10 @@ static dt_err read_vocab(dt_vocab *vocab, const dt_gguf *gguf) {
     vocab->n_tokens = (int32_t)n_tokens;
     DT_TRY(check_lengths(vocab, gguf));
     DT_TRY(read_kinds(vocab, gguf));
-    DT_TRY(read_ids(vocab, gguf, pre));
-    DT_TRY(read_special(vocab));
+    DT_TRY(read_ids(vocab, gguf, pre, is_spm));
+    DT_TRY(read_special(vocab, is_spm));
     DT_TRY(dt_text_table_init(&vocab->table, vocab->text, vocab->n_tokens));
-    DT_TRY(dt_gguf_get_text_array(gguf, "tokenizer.ggml.merges", &merges, &n_merges));
-    dt_err err = dt_bpe_open(&vocab->bpe, pre, merges, n_merges, &vocab->table, vocab->kind);
+    dt_err err = is_spm ? open_spm(vocab, gguf) : open_bpe(vocab, gguf, pre);
     return err == DT_OK ? DT_OK : dt_err_prefix(err, "%s", dt_gguf_path(gguf));
 }
 
@@ -189,7 +262,10 @@ void dt_vocab_close(dt_vocab *vocab) {
         return;
     dt_bpe_close(vocab->bpe);
     dt_text_table_deinit(&vocab->table);
-    dt_mem_free(vocab->special);
+    dt_spm_close(vocab->spm);
+    dt_mem_free(vocab->all.items);
+    dt_mem_free(vocab->user.items);
+    dt_mem_free(vocab->unspaced);
     dt_mem_free(vocab->ends);
     dt_mem_free(vocab->kind);
     dt_mem_free(vocab);
@@ -225,77 +301,135 @@ bool dt_vocab_add_bos(const dt_vocab *vocab) {
     return vocab->add_bos;
 }
 
+bool dt_vocab_add_space(const dt_vocab *vocab) {
+    return vocab->add_space;
+}
+
 bool dt_vocab_ends(const dt_vocab *vocab, int32_t token) {
     return has_token(vocab, token) && vocab->ends[token];
 }
 
 /* ---- encode */
 
-/* The longest special text that begins at text[0], NULL for none. */
+typedef struct encoder {
+    dt_token_sink sink;
+    const dt_vocab *vocab;
+    dt_bpe_work bpe;
+    dt_spm_work spm;
+    bool space; /* the text that follows gets a space in front */
+} encoder;
+
+/* The longest special text that begins at text[0], NULL for none. `items` with a common beginning
+ * are narrowed down byte by byte. */
 static const special_text *match_special(
-    const dt_vocab *vocab, const char *text, size_t n_bytes, bool special) {
-    const special_text *entry = vocab->special + vocab->special_start[(uint8_t)text[0]];
-    const special_text *end = vocab->special + vocab->special_start[(uint8_t)text[0] + 1];
-    for (; entry < end; entry++)
-        if ((special || entry->always) && entry->text.n_bytes <= n_bytes &&
-            memcmp(entry->text.data, text, entry->text.n_bytes) == 0)
-            return entry;
-    return NULL;
+    const special_list *list, const char *text, size_t n_bytes) {
+    int32_t low = list->start[(uint8_t)text[0]], high = list->start[(uint8_t)text[0] + 1];
+    const special_text *found = NULL;
+    for (size_t n = 1; low < high; n++) {
+        /* Of items[low .. high), which share n bytes, the shortest comes first. */
+        if (list->items[low].text.n_bytes == n) {
+            found = &list->items[low];
+            while (low < high && list->items[low].text.n_bytes == n)
+                low++;
+        }
+        if (n == n_bytes)
+            break;
+        uint8_t byte = (uint8_t)text[n];
+        for (int32_t end = high; low < end;) {
+            int32_t mid = low + (end - low) / 2;
+            if ((uint8_t)list->items[mid].text.data[n] < byte)
+                low = mid + 1;
+            else
+                end = mid;
+        }
+        for (int32_t start = low; start < high;) {
+            int32_t mid = start + (high - start) / 2;
+            if ((uint8_t)list->items[mid].text.data[n] <= byte)
+                start = mid + 1;
+            else
+                high = mid;
+        }
+    }
+    return found;
+}
+
+/* A stretch without special texts. */
+static dt_err encode_plain(encoder *e, const char *text, size_t n_bytes) {
+    if (e->vocab->bpe != NULL)
+        return dt_bpe_encode(&e->sink, e->vocab->bpe, &e->bpe, text, n_bytes);
+    bool space = e->space;
+    e->space = false;
+    return dt_spm_encode(&e->sink, e->vocab->spm, &e->spm, text, n_bytes, space);
 }
 
 /* Special texts are found from the left, at each place the longest; what lies between them is
- * ordinary text, pre-tokenized stretch by stretch. */
-static dt_err encode_text(dt_token_sink *sink, const dt_vocab *vocab, dt_bpe_work *work,
-    const char *text, size_t n_bytes, bool special) {
+ * ordinary text, encoded stretch by stretch. SentencePiece takes user-defined texts for a part of
+ * the text, so the space comes before them too; a control token begins a text anew. */
+static dt_err encode_text(encoder *e, const char *text, size_t n_bytes, bool special) {
+    const dt_vocab *vocab = e->vocab;
+    const special_list *list = special ? &vocab->all : &vocab->user;
     size_t start = 0, pos = 0;
+    e->space = vocab->add_space;
     while (pos < n_bytes) {
-        const special_text *found = match_special(vocab, text + pos, n_bytes - pos, special);
+        const special_text *found = match_special(list, text + pos, n_bytes - pos);
         if (found == NULL) {
             pos++;
             continue;
         }
-        DT_TRY(dt_bpe_encode(sink, vocab->bpe, work, text + start, pos - start));
-        dt_token_sink_push(sink, found->token);
+        bool is_user = vocab->kind[found->token] == DT_TOKEN_USER;
+        if (pos > start || (is_user && e->space))
+            DT_TRY(encode_plain(e, text + start, pos - start));
+        dt_token_sink_push(&e->sink, found->token);
+        e->space = !is_user && vocab->add_space;
         pos += found->text.n_bytes;
         start = pos;
     }
-    return dt_bpe_encode(sink, vocab->bpe, work, text + start, n_bytes - start);
+    return n_bytes > start ? encode_plain(e, text + start, n_bytes - start) : DT_OK;
+}
+
+/* SentencePiece cannot tell U+2581 from a space; where the text has it, special texts are looked
+ * for in a copy. */
+static dt_err encode_unspaced(encoder *e, const char *text, size_t n_bytes, bool special) {
+    if (e->vocab->spm == NULL || !has_space_mark((dt_text){text, n_bytes}))
+        return encode_text(e, text, n_bytes, special);
+    char *copy;
+    DT_TRY(dt_mem_alloc(&copy, n_bytes));
+    dt_err err = encode_text(e, copy, put_unspaced(copy, text, n_bytes), special);
+    dt_mem_free(copy);
+    return err;
 }
 
 dt_err dt_encode(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vocab,
     const char *text, size_t n_bytes, bool bos, bool special) {
-    dt_token_sink sink = {out, n_max, 0};
-    dt_bpe_work work = {0};
+    encoder e = {.sink = {out, n_max, 0}, .vocab = vocab};
     *n_out = 0;
     if (n_bytes >= INT32_MAX)
         DT_FAIL(DT_ERR_LIMIT, "a text of %zu bytes is too long to encode in one piece", n_bytes);
     if (bos && vocab->add_bos)
-        dt_token_sink_push(&sink, vocab->bos);
-    dt_err err = n_bytes ? encode_text(&sink, vocab, &work, text, n_bytes, special) : DT_OK;
-    dt_bpe_work_deinit(&work);
+        dt_token_sink_push(&e.sink, vocab->bos);
+    dt_err err = n_bytes ? encode_unspaced(&e, text, n_bytes, special) : DT_OK;
+    dt_bpe_work_deinit(&e.bpe);
+    dt_spm_work_deinit(&e.spm);
     DT_TRY(err);
-    *n_out = sink.n;
-    if (sink.n > n_max)
-        DT_FAIL(DT_ERR_LIMIT, "the text is %lld tokens, there is room for %lld", (long long)sink.n,
-            (long long)n_max);
+    *n_out = e.sink.n;
+    if (e.sink.n > n_max)
+        DT_FAIL(DT_ERR_LIMIT, "the text is %lld tokens, there is room for %lld",
+            (long long)e.sink.n, (long long)n_max);
     return DT_OK;
 }
 
 /* ---- decode */
 
-static int hex_digit(char c) {
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                                  : -1;
-}
-
-/* "<0x0A>", as files write a token that is one byte; -1 for another text. */
-static int byte_of_text(dt_text text) {
-    if (text.n_bytes != 6 || memcmp(text.data, "<0x", 3) != 0 || text.data[5] != '>')
-        return -1;
-    int high = hex_digit(text.data[3]), low = hex_digit(text.data[4]);
-    return high < 0 || low < 0 ? -1 : high << 4 | low;
+/* Copies up to n_max bytes of a text, a space for each U+2581; returns the whole length. */
+static size_t decode_spm(char *out, size_t n_max, dt_text text) {
+    size_t n = 0;
+    for (size_t i = 0; i < text.n_bytes; n++) {
+        bool is_space = dt_spm_is_space(text.data + i, text.n_bytes - i);
+        if (n < n_max)
+            out[n] = is_space ? ' ' : text.data[i];
+        i += is_space ? DT_SPM_SPACE_BYTES : 1;
+    }
+    return n;
 }
 
 size_t dt_decode_token(
@@ -309,7 +443,7 @@ size_t dt_decode_token(
     case DT_TOKEN_NORMAL:
         break;
     case DT_TOKEN_BYTE:
-        if ((byte = byte_of_text(text)) < 0)
+        if ((byte = dt_spm_byte(text)) < 0)
             break;
         if (n_max > 0)
             out[0] = (char)byte;
@@ -322,10 +456,14 @@ size_t dt_decode_token(
             return 0;
         /* fall through */
     case DT_TOKEN_USER:
+        if (vocab->spm != NULL)
+            break;
         if (n_max > 0 && text.n_bytes > 0)
             memcpy(out, text.data, DT_MIN(n_max, text.n_bytes));
         return text.n_bytes;
     }
+    if (vocab->spm != NULL)
+        return decode_spm(out, n_max, text);
     /* Back from the byte-level alphabet, which lies in U+0021..U+0143; what is not of it stays. */
     for (size_t i = 0; i < text.n_bytes; i++) {
         uint8_t lead = (uint8_t)text.data[i];

@@ -1,5 +1,6 @@
 /* Vocabulary and tokenizer of a model: byte-level BPE (GGUF tokenizer model "gpt2"), its
- * pre-tokenizing patterns run by PCRE2.
+ * pre-tokenizing patterns run by PCRE2, or SentencePiece (model "llama"): merges by the scores of
+ * tokens, with a token for each byte.
  *
  * Immutable after open; encode and decode may be called by any thread at once.
  * Source: GGUF specification, keys "tokenizer.ggml.*"; Sennrich et al. 2016 (BPE); Radford et
@@ -25,9 +26,9 @@ typedef enum dt_token_kind {
 enum { DT_TOKEN_TEXT_MAX = 1 << 16 };
 
 /* Refuses a text longer than DT_TOKEN_TEXT_MAX, and by name a tokenizer model other than "gpt2" and
- * a pre-tokenizer other than gpt-2
- * ("gpt-2", "default"), llama-bpe ("llama-bpe", "llama3"), qwen2 and smollm. The vocabulary's text
- * is owned by `gguf`, which must outlive it. */
+ * "llama" and, for "gpt2", a pre-tokenizer other than gpt-2 ("gpt-2", "default"), llama-bpe
+ * ("llama-bpe", "llama3"), qwen2 and smollm. The vocabulary's text is owned by `gguf`, which must
+ * outlive it. */
 dt_err dt_vocab_open(dt_vocab **out, const dt_gguf *gguf);
 void dt_vocab_close(dt_vocab *vocab);
 
@@ -40,14 +41,19 @@ dt_token_kind dt_vocab_kind(const dt_vocab *vocab, int32_t token);
 int32_t dt_vocab_bos(const dt_vocab *vocab);
 int32_t dt_vocab_eos(const dt_vocab *vocab);
 bool dt_vocab_add_bos(const dt_vocab *vocab);
+/* Whether encoding puts a space in front of the text and of what follows a control token, as
+ * SentencePiece does for most of its vocabularies. Decoding gives it like any other. */
+bool dt_vocab_add_space(const dt_vocab *vocab);
 /* Whether the token ends a generation: EOS, EOT, EOM, or a control token with one of the known
  * end-of-turn texts ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", ...). */
 bool dt_vocab_ends(const dt_vocab *vocab, int32_t token);
 
 /* Token ids of `text` (any bytes). With `special`, the texts of control and user-defined tokens
  * are recognised and become one token each; without, they are ordinary text (user-defined ones are
- * recognised always). BOS is put in front if `bos` and the vocabulary asks for it. Writes at most
- * `n_max` ids and the whole count to `*n_out`; DT_ERR_LIMIT if that is more than n_max. */
+ * recognised always). SentencePiece makes no difference between a space and U+2581, which thus
+ * comes back as a space; all other bytes come back as they are. BOS is put in front if `bos` and
+ * the vocabulary asks for it. Writes at most `n_max` ids and the whole count to `*n_out`;
+ * DT_ERR_LIMIT if that is more than n_max. */
 dt_err dt_encode(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vocab,
     const char *text, size_t n_bytes, bool bos, bool special);
 

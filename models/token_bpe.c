@@ -5,6 +5,7 @@
 #include <pcre2.h>
 #include <string.h>
 
+#include "models/token_heap.h"
 #include "src/base/mem.h"
 
 /* ---- UTF-8 */
@@ -294,27 +295,6 @@ void dt_bpe_close(dt_bpe *bpe) {
 
 /* ---- merging one piece */
 
-static void heap_push(uint64_t *heap, size_t *n, uint64_t value) {
-    size_t i = (*n)++;
-    for (; i > 0 && heap[(i - 1) / 2] > value; i = (i - 1) / 2)
-        heap[i] = heap[(i - 1) / 2];
-    heap[i] = value;
-}
-
-static uint64_t heap_pop(uint64_t *heap, size_t *n) {
-    uint64_t top = heap[0], value = heap[--*n];
-    size_t i = 0;
-    for (size_t child; (child = 2 * i + 1) < *n; i = child) {
-        if (child + 1 < *n && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= value)
-            break;
-        heap[i] = heap[child];
-    }
-    heap[i] = value;
-    return top;
-}
-
 /* Looks up what `i` and its right neighbour would merge to, and queues it. */
 static void queue_merge(const dt_bpe *bpe, dt_bpe_work *work, size_t *n_heap, int32_t i) {
     dt_bpe_symbol *symbol = &work->symbols[i];
@@ -326,7 +306,7 @@ static void queue_merge(const dt_bpe *bpe, dt_bpe_work *work, size_t *n_heap, in
         return;
     symbol->rank = slot->rank_plus_1 - 1;
     symbol->merged = slot->merged;
-    heap_push(work->heap, n_heap, (uint64_t)(uint32_t)symbol->rank << 32 | (uint32_t)i);
+    dt_token_heap_push(work->heap, n_heap, (uint64_t)(uint32_t)symbol->rank << 32 | (uint32_t)i);
 }
 
 static dt_err reserve(dt_bpe_work *work, size_t n_symbols) {
@@ -389,7 +369,7 @@ static dt_err merge_piece(
     for (int32_t i = 0; i < n; i++)
         queue_merge(bpe, work, &n_heap, i);
     while (n_heap > 0) {
-        uint64_t top = heap_pop(work->heap, &n_heap);
+        uint64_t top = dt_token_heap_pop(work->heap, &n_heap);
         int32_t i = (int32_t)(uint32_t)top;
         if (symbols[i].rank != (int32_t)(top >> 32))
             continue;

@@ -3,29 +3,40 @@
 
     scripts/golden_token.py [MODELS_FOLDER]
 
-The reference is Hugging Face `tokenizers`, given the vocabulary and the merges of the model files
-and the pre-tokenizer that the models' own tokenizer.json asks for. Needs the packages gguf,
-tokenizers and jinja2, and the model files that scripts/get_models fetches.
+The reference for byte-level BPE is Hugging Face `tokenizers`, given the vocabulary and the merges
+of the model files and the pre-tokenizer that the models' own tokenizer.json asks for; for
+SentencePiece vocabularies it is `sentencepiece` itself, given the pieces, kinds and scores of the
+file. Needs the packages gguf, tokenizers, sentencepiece, protobuf and jinja2, and the model files
+that scripts/get_models fetches.
 
 Qwen2's tokenizer.json also has an NFC normalizer, which GGUF files do not carry and the program
 does not apply; the texts here are in NFC already, so that it makes no difference.
 
 token_small.txt is a vocabulary of the 256 bytes and the first merges of Qwen2's, with golden ids
-for every pre-tokenizer, so that there is a test without any model file.
+for every pre-tokenizer, so that there is a test without any model file. spm_llama.txt and
+spm_gemma.txt are two small SentencePiece vocabularies trained on the texts below, of the kinds of
+Llama 2 (a space in front, none inside a token but at its beginning) and Gemma (none in front, runs
+of white space as user-defined tokens, spaces anywhere in a token). Their golden ids are made again
+from the vocabulary in the file; without the file it is trained anew.
 """
 
+import io
 import os
 import pathlib
+import re
 import sys
 import unicodedata
 
 import gguf
 import jinja2
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "tests" / "data"
+GEMMA = "gemma-3-270m-q4_k_m.gguf"
 QWEN = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 SMOLLM = "smollm2-135m-instruct-q4_1.gguf"
 N_SMALL_MERGES = 360
@@ -88,7 +99,7 @@ SPECIAL_TEXTS = [
 
 def escape(text):
     out = ""
-    for byte in text.encode():
+    for byte in text if isinstance(text, bytes) else text.encode():
         c = chr(byte)
         if c in "\n\r\t\\":
             out += {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}[c]
@@ -102,8 +113,12 @@ class Vocabulary:
         fields = gguf.GGUFReader(path).fields
         self.tokens = fields["tokenizer.ggml.tokens"].contents()
         self.kinds = fields["tokenizer.ggml.token_type"].contents()
-        self.merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]
-        self.template = fields["tokenizer.chat_template"].contents()
+        if "tokenizer.ggml.merges" in fields:
+            self.merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]
+        if "tokenizer.ggml.scores" in fields:
+            self.scores = fields["tokenizer.ggml.scores"].contents()
+        if "tokenizer.chat_template" in fields:
+            self.template = fields["tokenizer.chat_template"].contents()
 
 
 def tokenizer(vocabulary, pre, special):
@@ -161,6 +176,147 @@ def golden_tokens(models):
         write_cases(file, small, PRE_TOKENIZERS, texts + SPECIAL_TEXTS + ["a<tool_call>b<|im_"])
 
 
+# ---- SentencePiece
+
+SPACE = "\u2581"
+NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
+
+# Bytes that are no text: what is well-formed between them is encoded by itself.
+SPM_TEXTS = TEXTS + [
+    b"\xff\xfe bad \xc3( bytes \xe2\x82 and \xf0\x9f\x98",
+    b"\x80abc\xbf\xbf \xed\xa0\x80 \xc0\xaf end\xe4\xbd",
+    "one\u2581two \u2581 \u2581\u2581three",
+    "a\nb\n\nc\n\n\n\nd" + "\n" * 40 + "e" + "\t" * 35 + "f" + " " * 33 + "g",
+    "<html><body><div><p>x</p>  </div> </ul></body></html>",
+]
+SPM_SPECIAL_TEXTS = [
+    "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+    "<bos><eos><start_of_<end_of_turn>turn> <s>[INST] Hi [/INST]</s> <unused9> x",
+    "<s> a</s>b  </s>\n\n<s>\n",
+]
+
+
+class SentencePieceReference:
+    def __init__(self, tokens, kinds, scores, prefix):
+        self.tokens, self.kinds, self.prefix = tokens, kinds, prefix
+        self.ids = {text: i for i, text in enumerate(tokens)}
+        self.processors = [self.processor(scores, p) for p in (False, True)]
+        special = [re.escape(t) for t, k in zip(tokens, kinds) if k in (CONTROL, USER)]
+        special.sort(key=len, reverse=True)
+        self.special = re.compile("|".join(special))
+
+    def processor(self, scores, prefix):
+        model = sentencepiece_model_pb2.ModelProto()
+        for text, kind, score in zip(self.tokens, self.kinds, scores):
+            # Converters write user-defined texts with plain spaces.
+            text = text.replace(" ", SPACE) if kind == USER else text
+            kind = UNKNOWN if text == "<unk>" else kind
+            model.pieces.add(piece=text, score=score, type=kind)
+        model.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.BPE
+        model.trainer_spec.byte_fallback = True
+        model.normalizer_spec.name = "identity"
+        model.normalizer_spec.add_dummy_prefix = prefix
+        model.normalizer_spec.remove_extra_whitespaces = False
+        model.normalizer_spec.escape_whitespaces = True
+        return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+
+    def encode_plain(self, text, prefix):
+        """Text or bytes without control tokens; only the first stretch gets the space."""
+        ids = []
+        if isinstance(text, str):
+            return self.processors[prefix].encode(text) if text else []
+        while text:
+            try:
+                valid, bad = text.decode(), b""
+            except UnicodeDecodeError as error:
+                valid, bad = text[:error.start].decode(), text[error.start:error.start + 1]
+            if not valid and prefix:
+                ids += self.processors[0].encode(SPACE)
+            ids += self.encode_plain(valid, prefix)
+            ids += [self.ids["<0x%02X>" % b] for b in bad]
+            text, prefix = text[len(valid.encode()) + len(bad):], False
+        return ids
+
+    def encode(self, text, special):
+        if not special:
+            return self.encode_plain(text, self.prefix)
+        ids, start = [], 0
+        for found in self.special.finditer(text):
+            token = self.ids[found.group()]
+            if self.kinds[token] == CONTROL:
+                ids += self.encode_plain(text[start:found.start()], self.prefix) + [token]
+                start = found.end()
+        return ids + self.encode_plain(text[start:], self.prefix)
+
+
+def train(kind):
+    """Pieces, kinds and scores of a small vocabulary."""
+    model = io.BytesIO()
+    gemma = kind == "gemma"
+    runs = [c * n for c in ("\n", "\t", SPACE) for n in range(2, 12)] + ["\n", "[multimodal]"]
+    sentences = [line for text in TEXTS for line in text.split("\n") if line]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([s for s in sentences if s.isascii()] * 20 + sentences), model_writer=model, model_type="bpe",
+        vocab_size=900, byte_fallback=True, character_coverage=0.98,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+        add_dummy_prefix=not gemma, split_by_whitespace=not gemma, split_by_number=False,
+        split_by_unicode_script=False, allow_whitespace_only_pieces=True,
+        user_defined_symbols=runs if gemma else ["<tool>"],
+        control_symbols=["<start_of_turn>", "<end_of_turn>", "<unused9>"] if gemma else ["[INST]"],
+        bos_piece="<bos>" if gemma else "<s>", eos_piece="<eos>" if gemma else "</s>",
+        num_threads=1, minloglevel=2)
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.getvalue())
+    pieces = [(p.piece, p.type, p.score) for p in proto.pieces]
+    return [(t.replace(SPACE, " ") if k == USER else t, k, s) for t, k, s in pieces]
+
+
+def unescape(text):
+    return re.sub(rb"\\(n|r|t|\\|x..)", lambda m: {b"n": b"\n", b"r": b"\r", b"t": b"\t",
+                  b"\\": b"\\"}.get(m[1]) or bytes([int(m[1][1:], 16)]), text).decode()
+
+
+def read_pieces(path):
+    pieces = []
+    for line in path.read_bytes().splitlines():
+        if line.startswith(b"piece "):
+            _, kind, score, text = line.split(b" ", 3)
+            pieces.append((unescape(text), int(kind), float(score)))
+    return pieces
+
+
+def write_spm_cases(file, reference):
+    for text in SPM_TEXTS + SPM_SPECIAL_TEXTS:
+        print("text " + escape(text), file=file)
+        for special in (0, 1):
+            if special and (isinstance(text, bytes) or "<" not in text):
+                continue
+            ids = reference.encode(text, special)
+            print(f"ids spm {special}" + "".join(f" {i}" for i in ids), file=file)
+
+
+def golden_spm(models):
+    head = "# Made by scripts/golden_token.py; see there. Do not edit."
+    for kind in ("llama", "gemma"):
+        path = DATA / f"spm_{kind}.txt"
+        pieces = read_pieces(path) if path.exists() else train(kind)
+        with open(path, "w", encoding="ascii", newline="\n") as file:
+            print(head, file=file)
+            for text, token_kind, score in pieces:
+                print(f"piece {token_kind} {score:g} {escape(text)}", file=file)
+            write_spm_cases(file, SentencePieceReference(*zip(*pieces), prefix=kind == "llama"))
+    if not (models / GEMMA).exists():
+        print(f"{models / GEMMA} is not there: token_gemma.txt stays as it is")
+        return
+    vocabulary = Vocabulary(models / GEMMA)
+    with open(DATA / "token_gemma.txt", "w", encoding="ascii", newline="\n") as file:
+        print(head, file=file)
+        write_spm_cases(file, SentencePieceReference(
+            vocabulary.tokens, vocabulary.kinds, vocabulary.scores, prefix=False))
+
+
+# ---- chat templates
+
 LLAMA3_TEMPLATE = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
     "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
@@ -201,4 +357,5 @@ if __name__ == "__main__":
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else f"{cache}/dovetail/models")
     golden_tokens(folder)
+    golden_spm(folder)
     golden_chat(folder)

@@ -43,22 +43,29 @@ static inline void test_put_text(test_bytes *b, const char *text, size_t n) {
 
 /* What goes into a file: texts as GGUF arrays store them, one after the other. */
 typedef struct test_vocab {
-    test_bytes tokens, merges, kinds;
-    uint64_t n_tokens, n_merges;
+    test_bytes tokens, merges, kinds, scores;
+    uint64_t n_tokens, n_merges, n_scores;
     const char *model, *pre, *chat_template; /* NULL: left out */
     size_t n_chat_template;
     int64_t bos, eos; /* -1: left out */
     int add_bos;      /* -1: left out */
+    int add_space;    /* -1: left out */
 } test_vocab;
 
 static inline test_vocab test_vocab_new(const char *pre) {
-    return (test_vocab){.model = "gpt2", .pre = pre, .bos = -1, .eos = -1, .add_bos = -1};
+    return (test_vocab){
+        .model = "gpt2", .pre = pre, .bos = -1, .eos = -1, .add_bos = -1, .add_space = -1};
 }
 
 static inline void test_vocab_token(test_vocab *v, const char *text, size_t n, uint32_t kind) {
     test_put_text(&v->tokens, text, n);
     test_put_u32(&v->kinds, kind);
     v->n_tokens++;
+}
+
+static inline void test_vocab_score(test_vocab *v, float score) {
+    test_put(&v->scores, &score, sizeof score);
+    v->n_scores++;
 }
 
 static inline void test_vocab_merge(test_vocab *v, const char *text, size_t n) {
@@ -70,6 +77,7 @@ static inline void test_vocab_free(test_vocab *v) {
     free(v->tokens.data);
     free(v->merges.data);
     free(v->kinds.data);
+    free(v->scores.data);
     memset(v, 0, sizeof *v);
 }
 
@@ -110,6 +118,8 @@ static inline dt_err test_vocab_open(dt_gguf **out, const test_vocab *v) {
     }
     if (v->n_merges > 0)
         test_put_array_key(&keys, &n, "tokenizer.ggml.merges", 8, v->n_merges, &v->merges);
+    if (v->n_scores > 0)
+        test_put_array_key(&keys, &n, "tokenizer.ggml.scores", 6, v->n_scores, &v->scores);
     if (v->bos >= 0) {
         test_put_key(&keys, &n, "tokenizer.ggml.bos_token_id", 4);
         test_put_u32(&keys, (uint32_t)v->bos);
@@ -121,6 +131,10 @@ static inline dt_err test_vocab_open(dt_gguf **out, const test_vocab *v) {
     if (v->add_bos >= 0) {
         test_put_key(&keys, &n, "tokenizer.ggml.add_bos_token", 7);
         test_put(&keys, v->add_bos ? "\1" : "\0", 1);
+    }
+    if (v->add_space >= 0) {
+        test_put_key(&keys, &n, "tokenizer.ggml.add_space_prefix", 7);
+        test_put(&keys, v->add_space ? "\1" : "\0", 1);
     }
     test_put(&file, "GGUF\3\0\0\0\0\0\0\0\0\0\0", 16);
     test_put_u64(&file, n);

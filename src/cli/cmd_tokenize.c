@@ -12,6 +12,8 @@ static int decode(const cli_opts *opts, const dt_vocab *vocab) {
     int code = cli_read_ids(&ids, &n, opts->decode, dt_vocab_size(vocab), "--decode");
     if (code != CLI_OK)
         return code;
+    /* What encoding put in front of the text is no part of it. */
+    bool drops_space = dt_vocab_add_space(vocab);
     for (int64_t i = 0; i < n && code == CLI_OK; i++) {
         char small[64], *text = small;
         size_t n_bytes = dt_decode_token(small, sizeof small, vocab, ids[i], opts->special);
@@ -23,7 +25,10 @@ static int decode(const cli_opts *opts, const dt_vocab *vocab) {
             }
             dt_decode_token(text, n_bytes, vocab, ids[i], opts->special);
         }
-        if (fwrite(text, 1, n_bytes, stdout) != n_bytes)
+        bool drops = drops_space && n_bytes > 0 && text[0] == ' ' &&
+                     dt_vocab_kind(vocab, ids[i]) != DT_TOKEN_CONTROL;
+        drops_space = drops_space && dt_vocab_kind(vocab, ids[i]) == DT_TOKEN_CONTROL;
+        if (fwrite(text + drops, 1, n_bytes - drops, stdout) != n_bytes - drops)
             code = cli_fail(CLI_FAILED, "cannot write the text: %s", strerror(errno));
         if (text != small)
             free(text);
