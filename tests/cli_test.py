@@ -74,7 +74,7 @@ def works(*args, **more):
 def test_help():
     check(works("--version").out.startswith(b"dovetail "), "no version")
     text = works("--help").out.decode()
-    for command in ("run", "bench", "tokenize", "perplexity", "info"):
+    for command in ("run", "chat", "bench", "tokenize", "perplexity", "info"):
         check("  %s " % command in text, "--help lacks " + command)
         lines = works(command, "--help").out.decode().splitlines()
         check(any("--model" in line for line in lines), "%s --help lacks -m" % command)

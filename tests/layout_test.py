@@ -16,7 +16,7 @@ MAY_SEE = {
     "src/cli": {"src/base", "models", "src/cli", "src"},
 }
 DOORS = {"cpu/cpu.h", "gpu/gpu.h"}
-ONE_FILE = ["cblas.h", "omp.h", "hwloc.h", "cuda_runtime.h", "pcre2.h"]
+ONE_FILE = ["cblas.h", "omp.h", "hwloc.h", "cuda_runtime.h", "pcre2.h", "histedit.h"]
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.M)
 NOISY = re.compile(r"\b(printf|puts|exit|abort|perror)\s*\(")
 

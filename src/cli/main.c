@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "src/cli/opts.h"
+#include "src/cli/term.h"
 
 /* A program started with a closed standard stream would see the next file it opens under that
  * number, and write text into it. What is missing becomes a stream that refuses. */
@@ -17,6 +18,7 @@ static void hold_standard_streams(void) {
 int main(int argc, char **argv) {
     static int (*const COMMANDS[CLI_N_COMMANDS])(const cli_opts *) = {
         [CLI_RUN] = cmd_run,
+        [CLI_CHAT] = cmd_chat,
         [CLI_BENCH] = cmd_bench,
         [CLI_TOKENIZE] = cmd_tokenize,
         [CLI_PERPLEXITY] = cmd_perplexity,
@@ -25,6 +27,7 @@ int main(int argc, char **argv) {
     hold_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, with a message */
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is a write error too */
+    term_catch_ends();
     if (argc < 2)
         return cli_fail(CLI_USAGE, "no command given; see `dovetail --help`");
     int code = CLI_OK;

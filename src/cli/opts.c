@@ -14,6 +14,7 @@
 
 static const char *const COMMAND_NAMES[CLI_N_COMMANDS] = {
     [CLI_RUN] = "run",
+    [CLI_CHAT] = "chat",
     [CLI_BENCH] = "bench",
     [CLI_TOKENIZE] = "tokenize",
     [CLI_PERPLEXITY] = "perplexity",
@@ -22,6 +23,7 @@ static const char *const COMMAND_NAMES[CLI_N_COMMANDS] = {
 
 static const char *const COMMAND_HELP[CLI_N_COMMANDS] = {
     [CLI_RUN] = "Writes the model's answer to a prompt.",
+    [CLI_CHAT] = "Talks with a model, turn by turn.",
     [CLI_BENCH] = "Measures speed: prompt, answer, answer with a draft.",
     [CLI_TOKENIZE] = "Prints the token ids of a text as a JSON array.",
     [CLI_PERPLEXITY] = "Measures how well the model predicts a text.",
@@ -35,6 +37,14 @@ static const char *const COMMAND_NOTES[CLI_N_COMMANDS] = {
         "standard output, everything else to standard error. A draft makes the answer come faster\n"
         "and never changes it.\n\n"
         "  dovetail run -m target.gguf -d draft.gguf --chat -p \"What is a ring buffer?\"\n",
+    [CLI_CHAT] =
+        "Each line is a message; one that ends in \\ goes on in the next line, and \"\"\" begins "
+        "and "
+        "ends a\nmessage of many lines. /help lists the commands. Ctrl-C ends an answer, twice the "
+        "program. From a\npipe the messages are read one a line, and only the answers go to "
+        "standard "
+        "output.\n\n"
+        "  dovetail chat -m target.gguf -d draft.gguf --temp 0.7\n",
     [CLI_BENCH] =
         "Each test runs once to warm up and then -r times; the table gives mean and deviation.\n"
         "pp is the reading of a prompt, tg the writing of an answer to it, one sequence alone.\n"
@@ -55,11 +65,13 @@ static const char *const COMMAND_NOTES[CLI_N_COMMANDS] = {
 
 enum {
     IN_RUN = 1 << CLI_RUN,
+    IN_CHAT = 1 << CLI_CHAT,
+    IN_TALK = IN_RUN | IN_CHAT,
     IN_BENCH = 1 << CLI_BENCH,
     IN_TOKENIZE = 1 << CLI_TOKENIZE,
     IN_PERPLEXITY = 1 << CLI_PERPLEXITY,
     IN_INFO = 1 << CLI_INFO,
-    IN_ENGINE = IN_RUN | IN_BENCH | IN_PERPLEXITY | IN_INFO,
+    IN_ENGINE = IN_TALK | IN_BENCH | IN_PERPLEXITY | IN_INFO,
     IN_ALL = (1 << CLI_N_COMMANDS) - 1,
 };
 
@@ -92,11 +104,11 @@ typedef struct opt {
 static const opt OPTIONS[] = {
     {IN_ALL, {"-m", "--model"}, OPT_PATH, FIELD(target), 0, 0, "FILE",
         "model file (GGUF) that decides the text: the target"},
-    {IN_RUN, {"-d", "-md", "--draft-model"}, OPT_PATH, FIELD(draft), 0, 0, "FILE",
+    {IN_TALK, {"-d", "-md", "--draft-model"}, OPT_PATH, FIELD(draft), 0, 0, "FILE",
         "smaller model with the same vocabulary that proposes text: the draft"},
     {IN_BENCH, {"-md", "--draft-model"}, OPT_PATH, FIELD(draft), 0, 0, "FILE",
         "smaller model with the same vocabulary that proposes text: the draft"},
-    {IN_RUN | IN_BENCH, {"--draft"}, OPT_CHOICE, FIELD(draft_kind), 0, 0, "auto|model|ngram|none",
+    {IN_TALK | IN_BENCH, {"--draft"}, OPT_CHOICE, FIELD(draft_kind), 0, 0, "auto|model|ngram|none",
         "where proposals come from: the draft model, repetitions in the text itself, or nowhere "
         "(auto: the model if one is given, else ngram; in bench none)"},
     {IN_RUN | IN_TOKENIZE, {"-p", "--prompt"}, OPT_TEXT, FIELD(prompt), 0, 0, "TEXT", "the prompt"},
@@ -107,50 +119,52 @@ static const opt OPTIONS[] = {
         "for each"},
     {IN_RUN, {"--chat"}, OPT_FLAG, FIELD(chat), 0, 0, NULL,
         "wrap the prompt in the model's chat template"},
-    {IN_RUN, {"--system"}, OPT_TEXT, FIELD(system), 0, 0, "TEXT",
-        "system prompt for --chat (default: the template's own)"},
-    {IN_RUN, {"-n", "--n-predict"}, OPT_INT, FIELD(n_max), -1, HUGE_COUNT, "N",
+    {IN_TALK, {"--system"}, OPT_TEXT, FIELD(system), 0, 0, "TEXT",
+        "system prompt for chat and --chat (default: the template's own)"},
+    {IN_CHAT, {"--color"}, OPT_FLAG, FIELD(color), 0, 0, NULL,
+        "show in green what the draft had proposed"},
+    {IN_TALK, {"-n", "--n-predict"}, OPT_INT, FIELD(n_max), -1, HUGE_COUNT, "N",
         "tokens to write at most (default -1: until the end or a full context)"},
-    {IN_RUN, {"-c", "--ctx-size"}, OPT_INT, FIELD(n_ctx), 1, 1 << 24, "N",
+    {IN_TALK, {"-c", "--ctx-size"}, OPT_INT, FIELD(n_ctx), 1, 1 << 24, "N",
         "room for prompt and answer in tokens (default 4096, or what the model was trained on)"},
-    {IN_RUN, {"--stop"}, OPT_STOP, 0, 0, 0, "TEXT",
+    {IN_TALK, {"--stop"}, OPT_STOP, 0, 0, 0, "TEXT",
         "end the answer where this text appears; may be given up to 16 times"},
     {IN_RUN, {"--ignore-eos"}, OPT_FLAG, FIELD(ignore_end), 0, 0, NULL,
         "go on when the model ends its answer"},
 
-    {IN_RUN | IN_BENCH, {"--temp"}, OPT_ZERO_OR, FIELD(temperature), 1e-4, 100, "T",
+    {IN_TALK | IN_BENCH, {"--temp"}, OPT_ZERO_OR, FIELD(temperature), 1e-4, 100, "T",
         "temperature: 0 takes the likeliest token, 1 draws as the model says (default 0)"},
-    {IN_RUN | IN_BENCH, {"--seed"}, OPT_INT, FIELD(seed), 0, 9007199254740992.0, "N",
+    {IN_TALK | IN_BENCH, {"--seed"}, OPT_INT, FIELD(seed), 0, (double)CLI_SEED_MAX, "N",
         "the same seed gives the same text (default: random and printed, when --temp is above 0)"},
-    {IN_RUN, {"--top-k"}, OPT_INT, FIELD(top_k), 0, HUGE_COUNT, "N",
+    {IN_TALK, {"--top-k"}, OPT_INT, FIELD(top_k), 0, HUGE_COUNT, "N",
         "draw from the N likeliest tokens only (default 0: off)"},
-    {IN_RUN, {"--top-p"}, OPT_NUMBER, FIELD(top_p), 1e-6, 1, "P",
+    {IN_TALK, {"--top-p"}, OPT_NUMBER, FIELD(top_p), 1e-6, 1, "P",
         "draw from the likeliest tokens that together have probability P (default 1: off)"},
-    {IN_RUN, {"--min-p"}, OPT_NUMBER, FIELD(min_p), 0, 1, "P",
+    {IN_TALK, {"--min-p"}, OPT_NUMBER, FIELD(min_p), 0, 1, "P",
         "leave out tokens below P times the likeliest one's probability (default 0: off)"},
-    {IN_RUN, {"--repeat-penalty"}, OPT_NUMBER, FIELD(repeat_penalty), 0.01, 100, "X",
+    {IN_TALK, {"--repeat-penalty"}, OPT_NUMBER, FIELD(repeat_penalty), 0.01, 100, "X",
         "make recent tokens less likely (default 1: off)"},
-    {IN_RUN, {"--presence-penalty"}, OPT_NUMBER, FIELD(presence_penalty), -100, 100, "X",
+    {IN_TALK, {"--presence-penalty"}, OPT_NUMBER, FIELD(presence_penalty), -100, 100, "X",
         "subtract X from the logits of recent tokens (default 0: off)"},
-    {IN_RUN, {"--frequency-penalty"}, OPT_NUMBER, FIELD(frequency_penalty), -100, 100, "X",
+    {IN_TALK, {"--frequency-penalty"}, OPT_NUMBER, FIELD(frequency_penalty), -100, 100, "X",
         "subtract X for each time a recent token appeared (default 0: off)"},
-    {IN_RUN, {"--penalty-window"}, OPT_INT, FIELD(penalty_window), 0, 1 << 24, "N",
+    {IN_TALK, {"--penalty-window"}, OPT_INT, FIELD(penalty_window), 0, 1 << 24, "N",
         "tokens that count as recent (default 64)"},
 
-    {IN_RUN | IN_BENCH, {"--tree"}, OPT_INT, FIELD(tree), 2, DT_TREE_MAX, "N",
+    {IN_TALK | IN_BENCH, {"--tree"}, OPT_INT, FIELD(tree), 2, DT_TREE_MAX, "N",
         "tokens checked at once: the last sure one and N - 1 proposals"},
-    {IN_RUN, {"--depth", "--tree-depth"}, OPT_INT, FIELD(tree_depth), 1, DT_STAT_DEPTH_MAX, "N",
+    {IN_TALK, {"--depth", "--tree-depth"}, OPT_INT, FIELD(tree_depth), 1, DT_STAT_DEPTH_MAX, "N",
         "longest run of proposals"},
     {IN_BENCH, {"--tree-depth"}, OPT_INT, FIELD(tree_depth), 1, DT_STAT_DEPTH_MAX, "N",
         "longest run of proposals"},
-    {IN_RUN | IN_BENCH, {"--topk"}, OPT_INT, FIELD(tree_topk), 1, 16, "N",
+    {IN_TALK | IN_BENCH, {"--topk"}, OPT_INT, FIELD(tree_topk), 1, 16, "N",
         "alternatives proposed for one position; 1 is a chain"},
-    {IN_RUN | IN_BENCH, {"--no-guard"}, OPT_FLAG, FIELD(no_guard), 0, 0, NULL,
+    {IN_TALK | IN_BENCH, {"--no-guard"}, OPT_FLAG, FIELD(no_guard), 0, 0, NULL,
         "go on drafting even where it measures slower"},
-    {IN_RUN | IN_BENCH, {"--independent-noise"}, OPT_FLAG, FIELD(independent_noise), 0, 0, NULL,
+    {IN_TALK | IN_BENCH, {"--independent-noise"}, OPT_FLAG, FIELD(independent_noise), 0, 0, NULL,
         "for comparisons: the draft ignores the target's random numbers"},
-    {IN_RUN | IN_BENCH | IN_PERPLEXITY, {"--prefill-batch"}, OPT_INT, FIELD(prefill_batch), 1, 4096,
-        "N", "tokens of the prompt read at once"},
+    {IN_TALK | IN_BENCH | IN_PERPLEXITY, {"--prefill-batch"}, OPT_INT, FIELD(prefill_batch), 1,
+        4096, "N", "tokens of the prompt read at once"},
 
     {IN_BENCH, {"-p", "--pp", "--n-prompt"}, OPT_LIST, FIELD(pp), 0, 1 << 24, "N,...",
         "tokens of the prompt test (default 512, 0: none)"},
@@ -193,7 +207,7 @@ static const opt OPTIONS[] = {
         "instruction set (default auto: the best of this CPU)"},
     {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas|float",
         "how matrices are multiplied (default auto)"},
-    {IN_RUN, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",
+    {IN_TALK, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",
         "figures on standard error after the answer (default text: one line)"},
     {IN_ALL, {"-h", "--help"}, OPT_FLAG, FIELD(help), 0, 0, NULL, "this help"},
 };
@@ -421,6 +435,39 @@ static void set_defaults(cli_opts *opts) {
     };
 }
 
+/* ---- settings ---- */
+
+static const char *const SETTINGS[] = {"temp", "top-k", "top-p", "min-p", "repeat-penalty",
+    "presence-penalty", "frequency-penalty", "penalty-window", "seed", "n"};
+
+const char *cli_setting_name(int i) {
+    return (size_t)i < DT_COUNT(SETTINGS) ? SETTINGS[i] : NULL;
+}
+
+static const opt *find_setting(const char *name) {
+    char text[32];
+    for (size_t i = 0; i < DT_COUNT(SETTINGS); i++) {
+        if (strcmp(SETTINGS[i], name) != 0)
+            continue;
+        int n = snprintf(text, sizeof text, "%s%s", name[1] ? "--" : "-", name);
+        return find_option(CLI_CHAT, text, (size_t)n);
+    }
+    return NULL;
+}
+
+int cli_setting_set(cli_opts *opts, const char *name, const char *value) {
+    const opt *o = find_setting(name);
+    if (!o)
+        return cli_fail(CLI_USAGE, "no setting '%s'; /set lists them", name);
+    return set_option(opts, o, name, value);
+}
+
+double cli_setting_get(const cli_opts *opts, const char *name) {
+    const opt *o = find_setting(name);
+    const void *field = (const char *)opts + (o ? o->offset : FIELD(temperature));
+    return o && o->kind == OPT_INT ? (double)*(const int64_t *)field : *(const double *)field;
+}
+
 /* What no single option can see. */
 static int check_together(const cli_opts *opts) {
     const char *command = COMMAND_NAMES[opts->command];
@@ -440,7 +487,7 @@ static int check_together(const cli_opts *opts) {
             : opts->command == CLI_TOKENIZE   ? "-p, -f, --decode"
                                               : "-p, -f",
             command);
-    if (opts->system && !opts->chat)
+    if (opts->system && !opts->chat && opts->command != CLI_CHAT)
         return cli_fail(CLI_USAGE, "--system needs --chat");
     return CLI_OK;
 }

@@ -12,12 +12,16 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
 
 typedef enum cli_command {
     CLI_RUN,
+    CLI_CHAT,
     CLI_BENCH,
     CLI_TOKENIZE,
     CLI_PERPLEXITY,
     CLI_INFO,
     CLI_N_COMMANDS,
 } cli_command;
+
+/* Seeds are whole numbers that a double holds, so that JSON keeps them. */
+#define CLI_SEED_MAX ((int64_t)1 << 53)
 
 enum { CLI_STOPS_MAX = 16, CLI_LIST_MAX = 64 };
 
@@ -45,7 +49,7 @@ typedef struct cli_opts {
     const char *isa, *matmul;
     /* the prompt */
     const char *prompt, *file, *jsonl, *ids_file, *system;
-    bool chat;
+    bool chat, color;
     /* the answer */
     int64_t n_max, n_ctx, prefill_batch;
     const char *stops[CLI_STOPS_MAX];
@@ -81,6 +85,12 @@ int cli_opts_read(cli_opts *out, int argc, char **argv);
 /* Help for the whole program, or for one command, on stdout. */
 void cli_help(void);
 void cli_help_command(cli_command command);
+
+/* The options that a chat changes while it runs, by name without dashes; NULL after the last.
+ * CLI_USAGE after one line on stderr for a name or a value that does not fit. */
+const char *cli_setting_name(int i);
+int cli_setting_set(cli_opts *opts, const char *name, const char *value);
+double cli_setting_get(const cli_opts *opts, const char *name);
 
 /* One line on stderr: "dovetail: ...". Returns `code`, so that `return cli_fail(...)` reads well.
  */
@@ -120,6 +130,7 @@ void cli_progress_end(void);
 
 /* The commands; each returns the exit code. */
 int cmd_run(const cli_opts *opts);
+int cmd_chat(const cli_opts *opts);
 int cmd_bench(const cli_opts *opts);
 int cmd_tokenize(const cli_opts *opts);
 int cmd_perplexity(const cli_opts *opts);

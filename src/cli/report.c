@@ -112,6 +112,19 @@ void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed) {
     fputc('\n', out);
 }
 
+void report_answer_line(FILE *out, const dt_stats *stats, int64_t n_tokens, int64_t n_ctx) {
+    fprintf(out, "[%lld tokens, %.1f tokens/s", (long long)stats->n_generated,
+        stats->tokens_per_second);
+    if (stats->plain_tokens_per_second > 0 && stats->n_drafted > 0)
+        fprintf(out, ", %.2f x plain", stats->tokens_per_second / stats->plain_tokens_per_second);
+    if (strcmp(stats->draft_source, "none") != 0)
+        fprintf(out, ", %.2f tokens a step", stats->mean_acceptance_length);
+    if (strcmp(stats->draft_state, "off") == 0 || strcmp(stats->draft_state, "dead") == 0)
+        fprintf(out, ", draft %s", stats->draft_state);
+    fprintf(out, "; %lld read, %lld of %lld in the context]\n", (long long)stats->n_prompt,
+        (long long)n_tokens, (long long)n_ctx);
+}
+
 void report_mean(double *mean_out, double *deviation_out, const double *values, int n) {
     double sum = 0, squares = 0;
     for (int i = 0; i < n; i++)

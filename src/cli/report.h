@@ -24,6 +24,10 @@ json_t *report_stats(const dt_engine *engine, const dt_stats *stats, dt_stop sto
 /* The same in one line: "42.1 tokens/s, 1.62 x plain (26.0), 3.40 tokens a step, ...". */
 void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed);
 
+/* An answer of a chat: "42 tokens, 53.1 tokens/s, 1.62 x plain, 3.40 tokens a step; 14 read, 512 of
+ * 4096 in the context". */
+void report_answer_line(FILE *out, const dt_stats *stats, int64_t n_tokens, int64_t n_ctx);
+
 /* Mean and sample deviation of n values (0 for n < 2). */
 void report_mean(double *mean_out, double *deviation_out, const double *values, int n);
 /* Sorts `values` and returns the quantile (0.5: median). n > 0. */
