@@ -129,10 +129,11 @@ static void worker_run(dt_pool *pool, int i_thread) {
     worker *self = &pool->workers[i_thread];
     (void)dt_topo_bind(pool->topo, i_thread % dt_topo_n_pus(pool->topo)); /* refused: unbound */
     for (uint32_t turn = 0;; turn++) {
-        uint32_t n_runs = pool->n_runs; /* stays until the last of this pass has arrived below */
+        /* Read before the arrival: after the last one the caller may publish another pass. */
+        uint32_t n_runs = pool->n_runs, n_in = pool->n_in;
         /* Arrivals form one release sequence on n_done, so the last one has seen what all workers
          * wrote, and hands it to the caller by the step of `done`. */
-        if (atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_acq_rel) + 1 == pool->n_in) {
+        if (atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_acq_rel) + 1 == n_in) {
             atomic_store_explicit(&pool->n_done, 0, memory_order_relaxed); /* seen by way of done */
             gate_step(&pool->done, n_runs);
         }
