@@ -6,13 +6,16 @@
 #ifndef DT_DOVETAIL_H
 #define DT_DOVETAIL_H
 
-#include "models/chat.h"
-#include "models/model.h"
 #include "src/base/common.h"
 
 #define DT_VERSION "0.1.0"
 
 enum { DT_TREE_MAX = 64, DT_STAT_DEPTH_MAX = 32 };
+
+/* What the models hold (models/model.h), and their vocabulary, which turns text into tokens and
+ * back (models/token.h). */
+typedef struct dt_model dt_model;
+typedef struct dt_vocab dt_vocab;
 
 /* ---- engine: what is loaded ---------------------------------------------------------------- */
 
@@ -35,6 +38,7 @@ dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options);
 void dt_engine_close(dt_engine *engine);
 const dt_model *dt_engine_target(const dt_engine *engine);
 const dt_model *dt_engine_draft(const dt_engine *engine); /* NULL without one */
+const dt_vocab *dt_engine_vocab(const dt_engine *engine); /* the target's */
 const char *dt_engine_isa(const dt_engine *engine);
 int dt_engine_n_threads(const dt_engine *engine);
 /* Whether this machine runs an instruction set that `isa` names ("auto" included). */

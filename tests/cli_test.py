@@ -82,7 +82,8 @@ def test_help():
 
 
 def test_usage():
-    refuses(2, "--help")
+    done = call()
+    check(done.code == 2 and "  chat " in done.err and not done.out, "no command: %r" % done.err)
     refuses(2, ("unknown command 'walk'", "dovetail --help"), "walk")
     refuses(2, ("unknown option '--fast'", "dovetail run --help"), "run", "--fast")
     refuses(2, "unknown option '--pp'", "run", "--pp", "3")

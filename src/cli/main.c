@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "dt_build.h"
 #include "src/cli/opts.h"
 #include "src/cli/term.h"
 
@@ -13,6 +14,15 @@ static void hold_standard_streams(void) {
     for (int fd = 0; fd <= 2; fd++)
         if (fcntl(fd, F_GETFD) == -1)
             (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
+/* The parts of the build explain what an option refuses. */
+static void print_version(void) {
+    printf("dovetail %s\nparts: %s\ninstruction sets:", DT_VERSION, DT_PARTS);
+    for (int i = 0; dt_engine_isa_name(i); i++)
+        printf("%s %s%s", i ? "," : "", dt_engine_isa_name(i),
+            dt_engine_isa_runs(dt_engine_isa_name(i)) ? "" : " (not on this machine)");
+    printf("\n");
 }
 
 int main(int argc, char **argv) {
@@ -28,14 +38,16 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, with a message */
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is a write error too */
     term_catch_ends();
-    if (argc < 2)
-        return cli_fail(CLI_USAGE, "no command given; see `dovetail --help`");
+    if (argc < 2) {
+        cli_help(stderr);
+        return CLI_USAGE;
+    }
     int code = CLI_OK;
     if (strcmp(argv[1], "--version") == 0) {
-        printf("dovetail %s\n", DT_VERSION);
+        print_version();
     } else if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
                strcmp(argv[1], "help") == 0) {
-        cli_help();
+        cli_help(stdout);
     } else {
         cli_opts opts;
         code = cli_opts_read(&opts, argc, argv);

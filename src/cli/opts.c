@@ -252,15 +252,37 @@ void cli_progress_end(void) {
 
 /* ---- help ----------------------------------------------------------------------------------- */
 
-void cli_help(void) {
-    printf("dovetail %s: runs a language model, with a smaller one ahead of it for speed.\n\n"
-           "usage: dovetail COMMAND [options]\n\ncommands:\n",
+void cli_help(FILE *out) {
+    fprintf(out,
+        "dovetail %s: runs a language model, with a smaller one ahead of it for speed.\n\n"
+        "usage: dovetail COMMAND [options]\n\ncommands:\n",
         DT_VERSION);
     for (int i = 0; i < CLI_N_COMMANDS; i++)
-        printf("  %-12s %s\n", COMMAND_NAMES[i], COMMAND_HELP[i]);
-    printf(
+        fprintf(out, "  %-12s %s\n", COMMAND_NAMES[i], COMMAND_HELP[i]);
+    fprintf(out,
         "\n`dovetail COMMAND --help` lists the options of a command; `dovetail --version` prints "
         "the version.\nExit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
+}
+
+cli_command_text cli_describe_command(cli_command command) {
+    return (cli_command_text){
+        COMMAND_NAMES[command], COMMAND_HELP[command], COMMAND_NOTES[command]};
+}
+
+bool cli_describe_option(cli_opt_text *out, cli_command command, int i) {
+    for (size_t j = 0; j < DT_COUNT(OPTIONS); j++) {
+        const opt *o = &OPTIONS[j];
+        if (!(o->in & (1u << command)) || i-- > 0)
+            continue;
+        *out = (cli_opt_text){{o->names[0], o->names[1], o->names[2]},
+            o->kind == OPT_FLAG                            ? CLI_VALUE_NONE
+            : o->kind == OPT_PATH                          ? CLI_VALUE_FILE
+            : o->kind == OPT_CHOICE || o->kind == OPT_WORD ? CLI_VALUE_CHOICE
+                                                           : CLI_VALUE_TEXT,
+            o->value, o->help};
+        return true;
+    }
+    return false;
 }
 
 /* Wraps `text` at 100 columns behind a margin of `margin` columns; the cursor is at the margin. */

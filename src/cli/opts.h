@@ -5,6 +5,10 @@
 #ifndef DT_CLI_OPTS_H
 #define DT_CLI_OPTS_H
 
+#include <stdio.h>
+
+#include "models/chat.h"
+#include "models/model.h"
 #include "src/dovetail.h"
 
 /* Exit codes of the program. */
@@ -82,9 +86,32 @@ typedef struct cli_opts {
  * `--version` of the program itself are the caller's. */
 int cli_opts_read(cli_opts *out, int argc, char **argv);
 
-/* Help for the whole program, or for one command, on stdout. */
-void cli_help(void);
+/* Help for the whole program, or for one command on stdout. */
+void cli_help(FILE *out);
 void cli_help_command(cli_command command);
+
+/* The table for manuals: names and texts of a command; option i of a command, false behind the
+ * last. */
+typedef struct cli_command_text {
+    const char *name, *help, *notes;
+} cli_command_text;
+
+typedef enum cli_value {
+    CLI_VALUE_NONE,
+    CLI_VALUE_TEXT,
+    CLI_VALUE_FILE,
+    CLI_VALUE_CHOICE
+} cli_value;
+
+typedef struct cli_opt_text {
+    const char *names[3]; /* NULL behind the last */
+    cli_value kind;
+    const char *value; /* its name, or the choices with | between them; NULL for a flag */
+    const char *help;
+} cli_opt_text;
+
+cli_command_text cli_describe_command(cli_command command);
+bool cli_describe_option(cli_opt_text *out, cli_command command, int i);
 
 /* The options that a chat changes while it runs, by name without dashes; NULL after the last.
  * CLI_USAGE after one line on stderr for a name or a value that does not fit. */

@@ -114,6 +114,10 @@ const dt_model *dt_engine_draft(const dt_engine *engine) {
     return engine->draft;
 }
 
+const dt_vocab *dt_engine_vocab(const dt_engine *engine) {
+    return engine->target->vocab;
+}
+
 const char *dt_engine_isa(const dt_engine *engine) {
     return dt_cpu_isa(engine->cpu);
 }
