@@ -1,141 +1,276 @@
-#include "models/chat.h"
+#include "models/chat_form.h"
 
 #include <string.h>
 
-/* System prompts that templates put in by themselves. The template says which: one of these counts
- * only where the template writes it, whole, between the opening and the end of a system turn. A
- * default that is not listed is left out, as if the template had none. */
-static const char *const default_systems[] = {
-    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", /* Qwen2.5 */
-    "You are a helpful AI assistant named SmolLM, trained by Hugging Face", /* SmolLM2 */
-    "You are a helpful assistant.",                                         /* Qwen2 */
-    "You are a helpful assistant",                                          /* Qwen1.5 */
-};
+#include "src/base/mem.h"
 
-static bool begins_with(dt_text text, const char *word) {
-    size_t n = strlen(word);
-    return text.n_bytes >= n && memcmp(text.data, word, n) == 0;
-}
+/* ---- open */
 
-/* Advances `text` to behind the next `word`; false if there is none. */
-static bool skip_behind(dt_text *text, const char *word) {
-    for (; text->n_bytes > 0; text->data++, text->n_bytes--)
-        if (begins_with(*text, word)) {
-            text->data += strlen(word);
-            text->n_bytes -= strlen(word);
-            return true;
-        }
-    return false;
-}
-
-static bool contains(dt_text text, const char *word) {
-    return skip_behind(&text, word);
-}
-
-static const char *find_default_system(dt_text template_text) {
-    static const char end[] = "<|im_end|>";
-    while (skip_behind(&template_text, "<|im_start|>system")) {
-        /* A line feed, or the two characters that stand for it in a string of the template. */
-        if (begins_with(template_text, "\n"))
-            template_text = (dt_text){template_text.data + 1, template_text.n_bytes - 1};
-        else if (begins_with(template_text, "\\n"))
-            template_text = (dt_text){template_text.data + 2, template_text.n_bytes - 2};
-        else
-            continue;
-        for (size_t i = 0; i < DT_COUNT(default_systems); i++) {
-            size_t n = strlen(default_systems[i]);
-            if (begins_with(template_text, default_systems[i]) &&
-                begins_with((dt_text){template_text.data + n, template_text.n_bytes - n}, end))
-                return default_systems[i];
-        }
-    }
-    return NULL;
-}
-
-dt_err dt_chat_detect(dt_chat_format *out, const char **default_system_out, const dt_gguf *gguf) {
+static dt_err choose_form(dt_chat *chat, const dt_gguf *gguf, const char *choice) {
     dt_text template_text = {0};
-    *default_system_out = NULL;
+    if (choice != NULL)
+        return dt_chat_form_named(&chat->form, choice)
+                   ? DT_OK
+                   : dt_chat_form_read(&chat->form, &chat->texts, choice);
     DT_TRY(dt_gguf_get_text(gguf, "tokenizer.chat_template", &template_text));
     if (template_text.n_bytes == 0)
-        DT_FAIL(DT_ERR_UNSUPPORTED, "%s: the file has no chat template (is it a base model?)",
-            dt_gguf_path(gguf));
-    /* Phi-4 has <|im_start|> too, but closes the role with <|im_sep|>. */
-    if (contains(template_text, "<|im_start|>") && contains(template_text, "<|im_end|>") &&
-        !contains(template_text, "<|im_sep|>")) {
-        *out = DT_CHAT_CHATML;
-        *default_system_out = find_default_system(template_text);
-        return DT_OK;
-    }
-    if (contains(template_text, "<|start_header_id|>") && contains(template_text, "<|eot_id|>")) {
-        *out = DT_CHAT_LLAMA3;
-        return DT_OK;
-    }
-    DT_FAIL(DT_ERR_UNSUPPORTED,
-        "%s: the chat template is of a family this program does not know (it knows ChatML and "
-        "Llama 3)",
-        dt_gguf_path(gguf));
+        DT_FAIL(DT_ERR_UNSUPPORTED,
+            "%.255s: the file has no chat template (is it a base model?); to choose one: "
+            "--template FAMILY|FILE, families: %s",
+            dt_gguf_path(gguf), dt_chat_form_names);
+    dt_err err = dt_chat_form_detect(&chat->form, &chat->texts, template_text);
+    return err == DT_OK ? DT_OK : dt_err_prefix(err, "%.200s", dt_gguf_path(gguf));
 }
 
+dt_err dt_chat_open(dt_chat **out, const dt_gguf *gguf, const char *choice, dt_chat_think think) {
+    dt_chat *chat;
+    *out = NULL;
+    DT_TRY(dt_mem_alloc(&chat, sizeof *chat));
+    dt_err err = choose_form(chat, gguf, choice);
+    if (err == DT_OK && think != DT_CHAT_THINK_AUTO && chat->form.no_think == NULL)
+        err = DT_ERROR(DT_ERR_UNSUPPORTED,
+            "the chat template (%s) has no thinking that could be switched", chat->form.name);
+    if (err != DT_OK) {
+        dt_chat_close(chat);
+        return err;
+    }
+    chat->think_off = think == DT_CHAT_THINK_OFF;
+    *out = chat;
+    return DT_OK;
+}
+
+void dt_chat_close(dt_chat *chat) {
+    if (chat == NULL)
+        return;
+    dt_mem_free(chat->texts);
+    dt_mem_free(chat);
+}
+
+const char *dt_chat_name(const dt_chat *chat) {
+    return chat->form.name;
+}
+
+const char *dt_chat_default_system(const dt_chat *chat) {
+    return chat->form.default_system;
+}
+
+/* ---- text */
+
+/* Counts all, writes what fits: the text, and the spans of it that are users' own. */
 typedef struct writer {
     char *out;
     size_t n_max, n;
+    dt_text_span *plain;
+    int n_plain_max, n_plain;
+    const dt_chat_form *form;
+    const dt_vocab *vocab;
+    bool begins;  /* at the beginning of a conversation, where BOS comes with the encoding */
+    bool bare;    /* white space behind markers goes */
+    bool at_mark; /* it does so here */
 } writer;
 
+static bool is_white(char c) {
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
 static void put(writer *w, const char *text, size_t n_bytes) {
+    while (w->at_mark && n_bytes > 0 && is_white(text[0])) {
+        text++;
+        n_bytes--;
+    }
+    w->at_mark = w->at_mark && n_bytes == 0;
     if (w->n < w->n_max)
         memcpy(w->out + w->n, text, DT_MIN(n_bytes, w->n_max - w->n));
     w->n += n_bytes;
 }
 
-static void put_string(writer *w, const char *text) {
-    put(w, text, strlen(text));
-}
-
-/* Jinja's trim filter, on ASCII white space. */
-static void put_trimmed(writer *w, const char *text) {
-    static const char white[] = " \t\n\v\f\r";
-    text += strspn(text, white);
-    size_t n = strlen(text);
-    while (n > 0 && strchr(white, text[n - 1]) != NULL)
-        n--;
-    put(w, text, n);
-}
-
-/* The opening of a turn, its text and its end; no text: the opening alone. */
-static void put_turn(writer *w, dt_chat_format format, const char *role, const char *text) {
-    switch (format) {
-    case DT_CHAT_CHATML:
-        put_string(w, "<|im_start|>");
-        put_string(w, role);
-        put_string(w, "\n");
-        if (text != NULL) {
-            put_string(w, text);
-            put_string(w, "<|im_end|>\n");
-        }
-        break;
-    case DT_CHAT_LLAMA3:
-        /* BOS, which the template writes too, comes with the encoding. The lines with today's date
-         * that Llama 3.1 and later put into the system turn are left out. */
-        put_string(w, "<|start_header_id|>");
-        put_string(w, role);
-        put_string(w, "<|end_header_id|>\n\n");
-        if (text != NULL) {
-            put_trimmed(w, text);
-            put_string(w, "<|eot_id|>");
-        }
-        break;
+/* Words of the form. All that `bare` forms write in front of white space is a marker. */
+static void put_form(writer *w, const char *text) {
+    for (const char *c = text; *c != 0; c++) {
+        int32_t token = *c == DT_CHAT_BOS[0]   ? dt_vocab_bos(w->vocab)
+                        : *c == DT_CHAT_EOS[0] ? dt_vocab_eos(w->vocab)
+                                               : -2;
+        dt_text named = dt_vocab_text(w->vocab, token);
+        if (token == -2)
+            put(w, c, 1);
+        else if (!w->begins || w->n > 0 || *c != DT_CHAT_BOS[0])
+            put(w, named.data, named.n_bytes);
+        w->at_mark = w->bare && (w->at_mark || *c == '>' || *c == ']');
     }
 }
 
-size_t dt_chat_render(char *out, size_t n_max, dt_chat_format format, const char *default_system,
+/* A text of the conversation, without white space in front and behind if asked for. */
+static void put_plain(writer *w, const char *text, bool trims_front, bool trims_back) {
+    size_t n = strlen(text), start = w->n;
+    w->at_mark = w->at_mark && w->form->bare_texts;
+    while (trims_front && n > 0 && is_white(text[0])) {
+        text++;
+        n--;
+    }
+    while (trims_back && n > 0 && is_white(text[n - 1]))
+        n--;
+    put(w, text, n);
+    if (w->n == start)
+        return;
+    if (w->n_plain < w->n_plain_max)
+        w->plain[w->n_plain] = (dt_text_span){start, w->n};
+    w->n_plain++;
+}
+
+static void put_system(writer *w, const char *system) {
+    const dt_chat_form *f = w->form;
+    put_form(w, f->system.open);
+    put_form(w, f->preamble);
+    put_plain(w, system, f->trims, f->trims);
+    put_form(w, f->system.end);
+    put_form(w, f->system.tail);
+}
+
+/* A user's turn, with the system prompt in it if `system` is not NULL. */
+static void put_user(writer *w, const char *text, const char *system) {
+    const dt_chat_form *f = w->form;
+    put_form(w, f->user.open);
+    if (system != NULL) {
+        put_form(w, f->join[0]);
+        put_plain(w, system, false, false);
+        put_form(w, f->join[1]);
+    }
+    put_plain(w, text, f->trims && !(system != NULL && f->trims_joined), f->trims);
+    put_form(w, f->user.end);
+    put_form(w, f->user.tail);
+}
+
+static void put_assistant(writer *w, const char *text) {
+    const dt_chat_form *f = w->form;
+    if (f->drops_thought) {
+        static const char end[] = "</think>";
+        bool found = false;
+        for (const char *at; (at = strstr(text, end)) != NULL; found = true)
+            text = at + strlen(end);
+        while (found && *text == '\n')
+            text++;
+    }
+    put_form(w, f->assistant.open);
+    put_form(w, f->lead);
+    put_plain(w, text, f->trims, f->trims);
+    put_form(w, f->assistant.end);
+    put_form(w, f->assistant.tail);
+}
+
+static void open_answer(writer *w, const dt_chat *chat) {
+    put_form(w, w->form->assistant.open);
+    if (chat->think_off)
+        put_form(w, w->form->no_think);
+}
+
+static bool is_role(const dt_chat_turn *turn, const char *role) {
+    return strcmp(turn->role, role) == 0;
+}
+
+static void put_conversation(
+    writer *w, const dt_chat *chat, const dt_chat_turn *turns, int n_turns) {
+    const dt_chat_form *f = w->form;
+    const char *system = f->default_system;
+    w->begins = true;
+    if (n_turns > 0 && is_role(&turns[0], "system")) {
+        system = turns[0].text;
+        turns++;
+        n_turns--;
+    }
+    if (system != NULL && f->drops_empty_system && system[0] == 0)
+        system = NULL;
+    if (f->system.open != NULL && (system != NULL || f->always_system)) {
+        put_system(w, system != NULL ? system : "");
+        system = NULL;
+    }
+    for (int i = 0; i < n_turns; i++) {
+        if (is_role(&turns[i], "assistant")) {
+            put_assistant(w, turns[i].text);
+        } else if (is_role(&turns[i], "system") && f->system.open != NULL) {
+            put_system(w, turns[i].text);
+        } else {
+            put_user(w, turns[i].text, system);
+            system = NULL;
+        }
+    }
+    open_answer(w, chat);
+}
+
+size_t dt_chat_render(char *out, size_t n_max, const dt_chat *chat, const dt_vocab *vocab,
     const dt_chat_turn *turns, int n_turns) {
-    writer w = {.out = out, .n_max = n_max ? n_max - 1 : 0};
-    if (default_system != NULL && (n_turns == 0 || strcmp(turns[0].role, "system") != 0))
-        put_turn(&w, format, "system", default_system);
-    for (int i = 0; i < n_turns; i++)
-        put_turn(&w, format, turns[i].role, turns[i].text);
-    put_turn(&w, format, "assistant", NULL);
+    writer w = {.out = out, .n_max = n_max ? n_max - 1 : 0, .form = &chat->form, .vocab = vocab};
+    put_conversation(&w, chat, turns, n_turns);
     if (n_max > 0)
         out[DT_MIN(w.n, w.n_max)] = 0;
     return w.n;
+}
+
+/* ---- tokens */
+
+/* What is written: a conversation, or if `turns` is NULL a user's turn behind the token `last`. */
+typedef struct request {
+    const dt_chat *chat;
+    const dt_vocab *vocab;
+    const dt_chat_turn *turns;
+    int n_turns;
+    int32_t last;
+    const char *user;
+} request;
+
+static void put_request(writer *w, const request *r) {
+    w->n = 0;
+    w->n_plain = 0;
+    w->at_mark = false;
+    if (r->user == NULL) {
+        put_conversation(w, r->chat, r->turns, r->n_turns);
+        return;
+    }
+    const dt_chat_part *answer = &w->form->assistant;
+    if (dt_vocab_ends(r->vocab, r->last))
+        w->at_mark = w->bare;
+    else
+        put_form(w, answer->end);
+    put_form(w, answer->tail);
+    put_user(w, r->user, NULL);
+    open_answer(w, r->chat);
+}
+
+/* Whether the vocabulary has the form's markers as control tokens; Mistral's first has not. */
+static bool has_markers(const dt_chat_form *form, const dt_vocab *vocab) {
+    int32_t token = -1;
+    int64_t n = 0;
+    size_t n_bytes = strcspn(form->user.open, " \n");
+    return dt_encode(&token, 1, &n, vocab, form->user.open, n_bytes, false, true) == DT_OK &&
+           n == 1 && dt_vocab_kind(vocab, token) == DT_TOKEN_CONTROL;
+}
+
+static dt_err encode(int32_t *out, int64_t n_max, int64_t *n_out, const request *r) {
+    const dt_chat_form *form = &r->chat->form;
+    writer w = {.form = form, .vocab = r->vocab};
+    w.bare = form->bare_markers && dt_vocab_is_spm(r->vocab) && has_markers(form, r->vocab);
+    put_request(&w, r);
+    w.n_max = w.n;
+    w.n_plain_max = w.n_plain;
+    *n_out = 0;
+    dt_err err = dt_mem_alloc(&w.out, w.n_max);
+    if (err == DT_OK)
+        err = dt_mem_alloc(&w.plain, (size_t)w.n_plain_max * sizeof *w.plain);
+    if (err == DT_OK) {
+        put_request(&w, r);
+        bool bos = r->user == NULL && (form->bos || dt_vocab_add_bos(r->vocab));
+        err = dt_encode_spans(out, n_max, n_out, r->vocab, w.out, w.n, bos, w.plain, w.n_plain);
+    }
+    dt_mem_free(w.out);
+    dt_mem_free(w.plain);
+    return err;
+}
+
+dt_err dt_chat_encode(int32_t *out, int64_t n_max, int64_t *n_out, const dt_chat *chat,
+    const dt_vocab *vocab, const dt_chat_turn *turns, int n_turns) {
+    return encode(out, n_max, n_out, &(request){chat, vocab, turns, n_turns, -1, NULL});
+}
+
+dt_err dt_chat_append(int32_t *out, int64_t n_max, int64_t *n_out, const dt_chat *chat,
+    const dt_vocab *vocab, int32_t last, const char *user) {
+    return encode(out, n_max, n_out, &(request){chat, vocab, NULL, 0, last, user});
 }

@@ -305,6 +305,10 @@ bool dt_vocab_add_space(const dt_vocab *vocab) {
     return vocab->add_space;
 }
 
+bool dt_vocab_is_spm(const dt_vocab *vocab) {
+    return vocab->spm != NULL;
+}
+
 bool dt_vocab_ends(const dt_vocab *vocab, int32_t token) {
     return has_token(vocab, token) && vocab->ends[token];
 }
@@ -362,16 +366,28 @@ static dt_err encode_plain(encoder *e, const char *text, size_t n_bytes) {
     return dt_spm_encode(&e->sink, e->vocab->spm, &e->spm, text, n_bytes, space);
 }
 
+/* Whether the text from `start` to `end` lies outside all of the plain spans, of which the first
+ * that ends behind `start` is looked for from *i_plain on. */
+static bool is_open(
+    const dt_text_span *plain, int n_plain, int *i_plain, size_t start, size_t end) {
+    while (*i_plain < n_plain && plain[*i_plain].end <= start)
+        ++*i_plain;
+    return *i_plain == n_plain || plain[*i_plain].start >= end;
+}
+
 /* Special texts are found from the left, at each place the longest; what lies between them is
  * ordinary text, encoded stretch by stretch. SentencePiece takes user-defined texts for a part of
  * the text, so the space comes before them too; a control token begins a text anew. */
-static dt_err encode_text(encoder *e, const char *text, size_t n_bytes, bool special) {
+static dt_err encode_text(
+    encoder *e, const char *text, size_t n_bytes, const dt_text_span *plain, int n_plain) {
     const dt_vocab *vocab = e->vocab;
-    const special_list *list = special ? &vocab->all : &vocab->user;
     size_t start = 0, pos = 0;
+    int i_plain = 0;
     e->space = vocab->add_space;
     while (pos < n_bytes) {
-        const special_text *found = match_special(list, text + pos, n_bytes - pos);
+        const special_text *found = match_special(&vocab->all, text + pos, n_bytes - pos);
+        if (found != NULL && !is_open(plain, n_plain, &i_plain, pos, pos + found->text.n_bytes))
+            found = match_special(&vocab->user, text + pos, n_bytes - pos);
         if (found == NULL) {
             pos++;
             continue;
@@ -388,26 +404,42 @@ static dt_err encode_text(encoder *e, const char *text, size_t n_bytes, bool spe
 }
 
 /* SentencePiece cannot tell U+2581 from a space; where the text has it, special texts are looked
- * for in a copy. */
-static dt_err encode_unspaced(encoder *e, const char *text, size_t n_bytes, bool special) {
+ * for in a copy. The copy's spans are those of the text, each end moved. */
+static dt_err encode_unspaced(
+    encoder *e, const char *text, size_t n_bytes, const dt_text_span *plain, int n_plain) {
     if (e->vocab->spm == NULL || !has_space_mark((dt_text){text, n_bytes}))
-        return encode_text(e, text, n_bytes, special);
-    char *copy;
-    DT_TRY(dt_mem_alloc(&copy, n_bytes));
-    dt_err err = encode_text(e, copy, put_unspaced(copy, text, n_bytes), special);
+        return encode_text(e, text, n_bytes, plain, n_plain);
+    char *copy = NULL;
+    dt_text_span *spans = NULL;
+    dt_err err = dt_mem_alloc(&copy, n_bytes);
+    if (err == DT_OK)
+        err = dt_mem_alloc(&spans, (size_t)n_plain * sizeof *spans);
+    if (err == DT_OK) {
+        size_t n = 0, done = 0;
+        for (int i = 0; i < n_plain; i++) {
+            n += put_unspaced(copy + n, text + done, plain[i].start - done);
+            spans[i].start = n;
+            n += put_unspaced(copy + n, text + plain[i].start, plain[i].end - plain[i].start);
+            spans[i].end = n;
+            done = plain[i].end;
+        }
+        n += put_unspaced(copy + n, text + done, n_bytes - done);
+        err = encode_text(e, copy, n, spans, n_plain);
+    }
     dt_mem_free(copy);
+    dt_mem_free(spans);
     return err;
 }
 
-dt_err dt_encode(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vocab,
-    const char *text, size_t n_bytes, bool bos, bool special) {
+dt_err dt_encode_spans(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vocab,
+    const char *text, size_t n_bytes, bool bos, const dt_text_span *plain, int n_plain) {
     encoder e = {.sink = {out, n_max, 0}, .vocab = vocab};
     *n_out = 0;
     if (n_bytes >= INT32_MAX)
         DT_FAIL(DT_ERR_LIMIT, "a text of %zu bytes is too long to encode in one piece", n_bytes);
-    if (bos && vocab->add_bos)
+    if (bos && vocab->bos >= 0)
         dt_token_sink_push(&e.sink, vocab->bos);
-    dt_err err = n_bytes ? encode_unspaced(&e, text, n_bytes, special) : DT_OK;
+    dt_err err = n_bytes ? encode_unspaced(&e, text, n_bytes, plain, n_plain) : DT_OK;
     dt_bpe_work_deinit(&e.bpe);
     dt_spm_work_deinit(&e.spm);
     DT_TRY(err);
@@ -416,6 +448,13 @@ dt_err dt_encode(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vo
         DT_FAIL(DT_ERR_LIMIT, "the text is %lld tokens, there is room for %lld",
             (long long)e.sink.n, (long long)n_max);
     return DT_OK;
+}
+
+dt_err dt_encode(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vocab,
+    const char *text, size_t n_bytes, bool bos, bool special) {
+    dt_text_span whole = {0, n_bytes};
+    return dt_encode_spans(
+        out, n_max, n_out, vocab, text, n_bytes, bos && vocab->add_bos, &whole, !special);
 }
 
 /* ---- decode */

@@ -44,6 +44,7 @@ bool dt_vocab_add_bos(const dt_vocab *vocab);
 /* Whether encoding puts a space in front of the text and of what follows a control token, as
  * SentencePiece does for most of its vocabularies. Decoding gives it like any other. */
 bool dt_vocab_add_space(const dt_vocab *vocab);
+bool dt_vocab_is_spm(const dt_vocab *vocab); /* SentencePiece */
 /* Whether the token ends a generation: EOS, EOT, EOM, or a control token with one of the known
  * end-of-turn texts ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", ...). */
 bool dt_vocab_ends(const dt_vocab *vocab, int32_t token);
@@ -56,6 +57,16 @@ bool dt_vocab_ends(const dt_vocab *vocab, int32_t token);
  * DT_ERR_LIMIT if that is more than n_max. */
 dt_err dt_encode(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vocab,
     const char *text, size_t n_bytes, bool bos, bool special);
+
+/* The same with BOS in front if `bos`, whatever the vocabulary asks for, and the texts of control
+ * tokens recognised outside the plain spans, which are in ascending order and do not overlap. What
+ * lies between two special texts is encoded as one, whether a span ends in it or not. */
+typedef struct dt_text_span {
+    size_t start, end;
+} dt_text_span;
+
+dt_err dt_encode_spans(int32_t *out, int64_t n_max, int64_t *n_out, const dt_vocab *vocab,
+    const char *text, size_t n_bytes, bool bos, const dt_text_span *plain, int n_plain);
 
 /* The bytes of one token; control tokens give their text if `special`, else nothing. Returns the
  * length, which may exceed n_max (then only n_max bytes were written). */

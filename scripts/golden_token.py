@@ -317,17 +317,72 @@ def golden_spm(models):
 
 # ---- chat templates
 
-LLAMA3_TEMPLATE = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
-    "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
-    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-    "{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+def for_roles(**parts):
+    """A loop over the messages that writes what `parts` has for a role."""
+    loop = "{%- for message in messages -%}{%- set text = message['content'] -%}"
+    for i, (role, part) in enumerate(parts.items()):
+        loop += "{%- " + ("elif" if i else "if") + f" message['role'] == '{role}' -%}}"
+        loop += "{{- " + part + " -}}"
+    return loop + "{%- endif -%}{%- endfor -%}"
+
+
+def answer(opening):
+    return "{%- if add_generation_prompt -%}{{- " + opening + " -}}{%- endif -%}"
+
+
+# A system prompt that goes into the first user's turn.
+TAKE_SYSTEM = (
+    "{%- set joined = none -%}{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set joined = messages[0]['content'] -%}{%- set messages = messages[1:] -%}{%- endif -%}")
+FIRST = "(joined + '\\n\\n' if loop.first and joined is not none else '')"
+
+LLAMA31 = (
+    "{%- set date_string = '26 Jul 2024' -%}{%- set given = '' -%}"
+    "{%- if messages[0]['role'] == 'system' -%}{%- set given = messages[0]['content'] | trim -%}"
+    "{%- set messages = messages[1:] -%}{%- endif -%}"
+    "{{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\n' -}}"
+    "{{- 'Cutting Knowledge Date: December 2023\\n' + 'Today Date: ' + date_string + '\\n\\n' -}}"
+    "{{- given + '<|eot_id|>' -}}")
+LLAMA3_TURN = ("'<|start_header_id|>{0}<|end_header_id|>\\n\\n' + text | trim + '<|eot_id|>'")
+LLAMA3 = for_roles(**{r: LLAMA3_TURN.format(r) for r in ("system", "user", "assistant")}) + \
+    answer("'<|start_header_id|>assistant<|end_header_id|>\\n\\n'")
+LLAMA2 = TAKE_SYSTEM + for_roles(
+    user="bos_token + '[INST] ' + ('<<SYS>>\\n' + joined + '\\n<</SYS>>\\n\\n' + text if loop.first "
+         "and joined is not none else text).strip() + ' [/INST]'",
+    assistant="' ' + text.strip() + ' ' + eos_token")
+GEMMA3 = "{{- bos_token -}}" + TAKE_SYSTEM + for_roles(
+    user=f"'<start_of_turn>user\\n' + {FIRST} + text | trim + '<end_of_turn>\\n'",
+    assistant="'<start_of_turn>model\\n' + text | trim + '<end_of_turn>\\n'",
+) + answer("'<start_of_turn>model\\n'")
+MISTRAL1 = "{{- bos_token -}}" + TAKE_SYSTEM + for_roles(
+    user=f"'[INST] ' + {FIRST} + text + ' [/INST]'", assistant="text + eos_token + ' '")
+MISTRAL3 = "{{- bos_token -}}" + TAKE_SYSTEM + for_roles(
+    user=f"'[INST] ' + {FIRST} + text + '[/INST]'",
+    assistant="' ' + message['content'] + eos_token")
+MISTRAL_TEKKEN = "{{- bos_token -}}" + TAKE_SYSTEM + for_roles(
+    user=f"'[INST]' + {FIRST} + text + '[/INST]'", assistant="text + eos_token")
+MISTRAL7 = "{{- bos_token -}}" + for_roles(
+    system="'[SYSTEM_PROMPT]' + text + '[/SYSTEM_PROMPT]'",
+    user="'[INST]' + text + '[/INST]'", assistant="text + eos_token")
+PHI3 = for_roles(
+    system="('<|system|>\\n' + text + '<|end|>\\n') if text else ''",
+    user="'<|user|>\\n' + text + '<|end|>\\n'",
+    assistant="'<|assistant|>\\n' + text + '<|end|>\\n'") + answer("'<|assistant|>\\n'")
+PHI4 = ("{%- for message in messages -%}{{- '<|' + message['role'] + '|>' + message['content'] + "
+        "'<|end|>' -}}{%- endfor -%}" + answer("'<|assistant|>'"))
+QWEN3 = for_roles(
+    system="'<|im_start|>system\\n' + text + '<|im_end|>\\n'",
+    user="'<|im_start|>user\\n' + text + '<|im_end|>\\n'",
+    assistant="'<|im_start|>assistant\\n' + (text.split('</think>')[-1].lstrip('\\n') if '</think>' "
+              "in text else text) + '<|im_end|>\\n'",
+) + answer("'<|im_start|>assistant\\n' + ('<think>\\n\\n</think>\\n\\n' if enable_thinking is defined "
+           "and enable_thinking is false else '')")
 
 CONVERSATIONS = [
     [("user", "Hi")],
     [("system", "Be brief."), ("user", "What is 2 + 2?")],
     [("user", "One"), ("assistant", "Two"), ("user", "Three")],
+    [("system", "S"), ("user", "a"), ("assistant", "<think>\nb\n</think>\n\nc"), ("user", "d")],
     [("system", ""), ("user", "  spaces and\n\nlines \n"), ("assistant", "\tx "), ("user", "")],
     [("system", "S"), ("user", "\"quotes\" {{ braces }} \\n 你好"), ("assistant", "a"),
      ("user", "b"), ("assistant", "c"), ("user", "d")],
@@ -335,22 +390,32 @@ CONVERSATIONS = [
 
 
 def golden_chat(models):
+    templates = [("qwen2", Vocabulary(models / QWEN).template),
+                 ("chatml", Vocabulary(models / SMOLLM).template),
+                 ("llama3", LLAMA3), ("llama3", LLAMA31 + LLAMA3), ("llama2", LLAMA2),
+                 ("gemma", GEMMA3), ("mistral", MISTRAL1), ("mistral", MISTRAL3),
+                 ("mistral", MISTRAL_TEKKEN), ("mistral", MISTRAL7), ("phi", PHI3), ("phi", PHI4),
+                 ("qwen3", QWEN3)]
+    write_chat(DATA / "chat_golden.txt", templates)
+
+
+def write_chat(path, templates):
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    templates = [("qwen2.5", Vocabulary(models / QWEN).template),
-                 ("smollm2", Vocabulary(models / SMOLLM).template),
-                 ("llama3", LLAMA3_TEMPLATE)]
-    with open(DATA / "chat_golden.txt", "w", encoding="ascii", newline="\n") as file:
+    with open(path, "w", encoding="ascii", newline="\n") as file:
         print("# Made by scripts/golden_token.py; see there. Do not edit.", file=file)
-        for name, template in templates:
-            print(f"template {name} {escape(template)}", file=file)
+        for family, template in templates:
+            print(f"template {family} {escape(template)}", file=file)
             for conversation in CONVERSATIONS:
                 for role, text in conversation:
                     print(f"turn {role} {escape(text)}", file=file)
-                # The program puts BOS in front when it encodes, so it is not in the text.
-                want = environment.from_string(template).render(
-                    messages=[{"role": r, "content": t} for r, t in conversation],
-                    add_generation_prompt=True, bos_token="")
-                print(f"want {escape(want)}", file=file)
+                for word, more in (("want", {}), ("off", {"enable_thinking": False})):
+                    if more and family != "qwen3":
+                        continue
+                    text = environment.from_string(template).render(
+                        messages=[{"role": r, "content": t} for r, t in conversation],
+                        add_generation_prompt=True, bos_token="<s>", eos_token="</s>", **more)
+                    # The program puts the first BOS in front when it encodes.
+                    print(f"{word} {escape(text.removeprefix('<s>'))}", file=file)
 
 
 if __name__ == "__main__":

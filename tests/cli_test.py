@@ -138,6 +138,12 @@ def test_files(folder):
     refuses(1, "/no/such/draft", *RUN, "-d", "/no/such/draft", "-p", "x")
 
 
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+    return path
+
+
 # ---- prompts
 
 def test_prompts(folder):
@@ -243,6 +249,25 @@ def test_stop():
         if middle.isascii():
             got = works(*RUN, "-p", "hello", "-n", "60", "--ignore-eos", "--stop", middle).out
             check(got == text[:text.index(text[10:13])], "--stop: %r of %r" % (got, text))
+
+
+def test_template(folder):
+    own = works(*RUN, "-n", "9", "--chat", "-p", "hello").out
+    check(works(*RUN, "-n", "9", "--chat", "--template", "chatml", "-p", "hello").out == own,
+          "--template chatml is not the model's own")
+    path = os.path.join(folder, "form.txt")
+    with open(path, "w") as f:
+        f.write("user <|im_start|>user\\n{text}<|im_end|>\\n\n"
+                "assistant <|im_start|>assistant\\n{text}<|im_end|>\\n\n")
+    check(works(*RUN, "-n", "9", "--chat", "--template", path, "-p", "hello").out == own,
+          "a template file with the same words gives another text")
+    refuses(1, ("line 3", "want a line of"), *RUN, "--chat", "--template", write(path, "\n\nx\n"),
+            "-p", "x")
+    refuses(1, ("no such family", "chatml"), *RUN, "--chat", "--template", "nosuch", "-p", "x")
+    refuses(1, "no thinking", *RUN, "--chat", "--think", "off", "-p", "x")
+    works(*RUN, "-n", "2", "--chat", "--template", "qwen3", "--think", "off", "-p", "x")
+    refuses(2, "--template needs --chat", *RUN, "--template", "chatml", "-p", "x")
+    refuses(2, "--think needs --chat", *RUN, "--think", "on", "-p", "x")
 
 
 # ---- streams and signals

@@ -36,8 +36,7 @@ int bench_filler(int32_t *out, int64_t n, const bench *b) {
 }
 
 int bench_prompt(int32_t **out, int64_t *n_out, const bench *b) {
-    dt_chat_format format;
-    const char *system;
+    dt_chat *chat;
     if (b->opts->file) {
         cli_text text;
         int code = cli_read_prompt(&text, b->opts);
@@ -47,12 +46,12 @@ int bench_prompt(int32_t **out, int64_t *n_out, const bench *b) {
         free(text.data);
         return code;
     }
-    if (dt_chat_detect(&format, &system, b->model->file) != DT_OK)
+    if (dt_chat_open(&chat, b->model->file, NULL, DT_CHAT_THINK_AUTO) != DT_OK)
         return cli_encode(out, n_out, b->model->vocab, QUESTION, sizeof QUESTION - 1, true, false);
-    char text[4096];
     dt_chat_turn turn = {"user", QUESTION};
-    size_t n = dt_chat_render(text, sizeof text, format, system, &turn, 1);
-    return cli_encode(out, n_out, b->model->vocab, text, DT_MIN(n, sizeof text - 1), true, true);
+    int code = cli_encode_chat(out, n_out, chat, b->model->vocab, &turn, 1);
+    dt_chat_close(chat);
+    return code;
 }
 
 int bench_open_session(dt_session **out, bench *b, dt_draft_kind draft, int64_t n_ctx) {

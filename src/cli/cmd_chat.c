@@ -301,7 +301,7 @@ static int cmd_help(chat *c, const char *text) {
 }
 
 static int cmd_system(chat *c, const char *text) {
-    const char *now = c->talk.system ? c->talk.system : c->talk.default_system;
+    const char *now = c->talk.system ? c->talk.system : dt_chat_default_system(c->talk.chat);
     if (text[0])
         return talk_set_system(&c->talk, text);
     fprintf(stderr, "%s\n", now ? now : "(no system prompt)");
@@ -587,7 +587,8 @@ static int open_chat(chat *c, const cli_opts *opts) {
     c->load_seconds = (double)(dt_time_ns() - start_ns) * 1e-9;
     const dt_model *model = dt_engine_target(c->engine);
     c->n_ctx = cli_n_ctx(opts, model);
-    code = talk_open(&c->talk, model, opts->system);
+    code =
+        talk_open(&c->talk, model, opts->chat_template, (dt_chat_think)opts->think, opts->system);
     if (code != CLI_OK)
         return code;
     if (opts->seed < 0) {

@@ -112,8 +112,7 @@ static int describe_model(json_t *out, const cli_opts *opts) {
     dt_session *session = NULL;
     dt_session_options options;
     dt_stats stats;
-    dt_chat_format format;
-    const char *system;
+    dt_chat *chat = NULL;
     int code = cli_engine_open(&engine, opts);
     if (code != CLI_OK)
         return code;
@@ -125,9 +124,7 @@ static int describe_model(json_t *out, const cli_opts *opts) {
         return cli_fail_err();
     }
     dt_session_stats(session, &stats);
-    const char *chat = "none";
-    if (dt_chat_detect(&format, &system, model->file) == DT_OK)
-        chat = format == DT_CHAT_CHATML ? "chatml" : "llama3";
+    dt_chat_open(&chat, model->file, NULL, DT_CHAT_THINK_AUTO); /* stays NULL without one */
     json_t *object = json_object();
     json_object_set_new(object, "path", report_bytes(opts->target, strlen(opts->target)));
     json_object_set_new(object, "name", text_of(model->file, "general.name"));
@@ -140,7 +137,8 @@ static int describe_model(json_t *out, const cli_opts *opts) {
     json_object_set_new(object, "sizes", describe_sizes(&model->config));
     json_object_set_new(object, "tensors", describe_tensors(model->file));
     json_object_set_new(object, "tokenizer", describe_tokenizer(model));
-    json_object_set_new(object, "chat", json_string(chat));
+    json_object_set_new(object, "chat", json_string(chat ? dt_chat_name(chat) : "none"));
+    dt_chat_close(chat);
     json_object_set_new(object, "numerics", json_string(stats.numerics));
     json_object_set_new(object, "isa", json_string(dt_engine_isa(engine)));
     json_object_set_new(object, "threads", json_integer(dt_engine_n_threads(engine)));

@@ -27,8 +27,7 @@ typedef struct run {
     const cli_opts *opts;
     dt_engine *engine;
     dt_session_options session;
-    dt_chat_format chat_format;
-    const char *system;
+    dt_chat *chat;
     double load_seconds;
     /* of the answer under way */
     bool collects; /* text goes into `text`, not to standard output */
@@ -101,10 +100,9 @@ static int open_run(run *r, const cli_opts *opts) {
     if (code != CLI_OK)
         return code;
     r->load_seconds = (double)(dt_time_ns() - start_ns) * 1e-9;
-    if (opts->chat) {
-        if (dt_chat_detect(&r->chat_format, &r->system, dt_engine_target(r->engine)->file) != DT_OK)
-            return cli_fail_err();
-    }
+    if (opts->chat && dt_chat_open(&r->chat, dt_engine_target(r->engine)->file, opts->chat_template,
+                          (dt_chat_think)opts->think) != DT_OK)
+        return cli_fail_err();
     cli_session_options(&r->session, opts);
     if (opts->temperature > 0 && opts->seed < 0) {
         uint32_t seed = 0; /* short enough to be typed again */
@@ -116,6 +114,7 @@ static int open_run(run *r, const cli_opts *opts) {
 }
 
 static void close_run(run *r) {
+    dt_chat_close(r->chat);
     dt_engine_close(r->engine);
     free(r->text.data);
     json_decref(r->notices);
@@ -130,22 +129,8 @@ static int encode_prompt(
     if (memchr(text, '\0', n_bytes))
         return cli_fail(CLI_FAILED, "the prompt holds a NUL byte; --chat takes text only");
     dt_chat_turn turns[2] = {{"system", r->opts->system}, {"user", text}};
-    bool has_system = r->opts->system != NULL;
-    const dt_chat_turn *first = has_system ? turns : turns + 1;
-    size_t n = dt_chat_render(NULL, 0, r->chat_format, r->system, first, has_system ? 2 : 1);
-    char *rendered = malloc(n + 1);
-    if (!rendered)
-        return cli_fail(CLI_FAILED, "no memory for the prompt");
-    dt_chat_render(rendered, n + 1, r->chat_format, r->system, first, has_system ? 2 : 1);
-    int code = cli_encode(out, n_out, vocab, rendered, n, true, true);
-    free(rendered);
-    /* Some templates write the start token themselves. */
-    int32_t bos = dt_vocab_bos(vocab);
-    if (code == CLI_OK && bos >= 0 && *n_out >= 2 && (*out)[0] == bos && (*out)[1] == bos) {
-        *n_out -= 1;
-        memmove(*out, *out + 1, (size_t)*n_out * sizeof **out);
-    }
-    return code;
+    int n_turns = r->opts->system ? 2 : 1;
+    return cli_encode_chat(out, n_out, r->chat, vocab, turns + 2 - n_turns, n_turns);
 }
 
 /* Opens a session and generates. `*stop_out` and `*stats_out` are set on CLI_OK and

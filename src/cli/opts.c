@@ -121,6 +121,11 @@ static const opt OPTIONS[] = {
         "wrap the prompt in the model's chat template"},
     {IN_TALK, {"--system"}, OPT_TEXT, FIELD(system), 0, 0, "TEXT",
         "system prompt for chat and --chat (default: the template's own)"},
+    {IN_TALK, {"--template"}, OPT_TEXT, FIELD(chat_template), 0, 0, "FAMILY|FILE",
+        "chat template in place of the model's own: chatml, llama2, llama3, gemma, mistral, phi, "
+        "qwen2, qwen3, or a file of lines \"user ...{text}...\""},
+    {IN_TALK, {"--think"}, OPT_CHOICE, FIELD(think), 0, 0, "auto|on|off",
+        "whether a model that can think before it answers does (auto: as its template has it)"},
     {IN_CHAT, {"--color"}, OPT_FLAG, FIELD(color), 0, 0, NULL,
         "show in green what the draft had proposed"},
     {IN_TALK, {"-n", "--n-predict"}, OPT_INT, FIELD(n_max), -1, HUGE_COUNT, "N",
@@ -509,6 +514,9 @@ static int check_together(const cli_opts *opts) {
             : opts->command == CLI_TOKENIZE   ? "-p, -f, --decode"
                                               : "-p, -f",
             command);
+    if (opts->command == CLI_RUN && !opts->chat && (opts->chat_template || opts->think))
+        return cli_fail(
+            CLI_USAGE, "%s needs --chat", opts->chat_template ? "--template" : "--think");
     if (opts->system && !opts->chat && opts->command != CLI_CHAT)
         return cli_fail(CLI_USAGE, "--system needs --chat");
     return CLI_OK;
@@ -616,17 +624,56 @@ int cli_read_prompt(cli_text *out, const cli_opts *opts) {
 
 int cli_encode(int32_t **out, int64_t *n_out, const dt_vocab *vocab, const char *text,
     size_t n_bytes, bool bos, bool special) {
-    /* A token stands for at least one byte; BOS comes on top. */
+    /* A token stands for at least one byte, as a rule; BOS and a space in front come on top. */
     int64_t n_max = (int64_t)n_bytes + 2;
-    *out = malloc((size_t)n_max * sizeof **out);
-    if (!*out)
-        return cli_fail(CLI_FAILED, "no memory for the text's tokens");
-    if (dt_encode(*out, n_max, n_out, vocab, text, n_bytes, bos, special) != DT_OK) {
+    dt_err err = DT_ERR_LIMIT;
+    *out = NULL;
+    for (int i = 0; i < 2 && err == DT_ERR_LIMIT; i++) {
         free(*out);
-        *out = NULL;
-        return cli_fail_err();
+        *out = malloc((size_t)n_max * sizeof **out);
+        if (!*out)
+            return cli_fail(CLI_FAILED, "no memory for the text's tokens");
+        err = dt_encode(*out, n_max, n_out, vocab, text, n_bytes, bos, special);
+        n_max = DT_MAX(*n_out, 1);
     }
-    return CLI_OK;
+    if (err == DT_OK)
+        return CLI_OK;
+    free(*out);
+    *out = NULL;
+    return cli_fail_err();
+}
+
+/* A conversation, or if `turns` is NULL what follows `last`. */
+static int encode_chat(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
+    const dt_chat_turn *turns, int n_turns, int32_t last, const char *user) {
+    int64_t n_max = 0;
+    dt_err err = DT_ERR_LIMIT;
+    *out = NULL;
+    for (int i = 0; i < 2 && err == DT_ERR_LIMIT; i++) {
+        err = turns ? dt_chat_encode(*out, n_max, n_out, chat, vocab, turns, n_turns)
+                    : dt_chat_append(*out, n_max, n_out, chat, vocab, last, user);
+        if (i == 0 && err == DT_ERR_LIMIT) {
+            n_max = *n_out;
+            *out = malloc((size_t)n_max * sizeof **out);
+            if (!*out)
+                return cli_fail(CLI_FAILED, "no memory for the text's tokens");
+        }
+    }
+    if (err == DT_OK && *out)
+        return CLI_OK;
+    free(*out);
+    *out = NULL;
+    return err == DT_OK ? cli_fail(CLI_FAILED, "the chat template writes nothing") : cli_fail_err();
+}
+
+int cli_encode_chat(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
+    const dt_chat_turn *turns, int n_turns) {
+    return encode_chat(out, n_out, chat, vocab, turns, n_turns, -1, NULL);
+}
+
+int cli_encode_append(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
+    int32_t last, const char *user) {
+    return encode_chat(out, n_out, chat, vocab, NULL, 0, last, user);
 }
 
 int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, const char *what) {

@@ -52,7 +52,8 @@ typedef struct cli_opts {
     int64_t n_threads;
     const char *isa, *matmul;
     /* the prompt */
-    const char *prompt, *file, *jsonl, *ids_file, *system;
+    const char *prompt, *file, *jsonl, *ids_file, *system, *chat_template;
+    int think; /* dt_chat_think */
     bool chat, color;
     /* the answer */
     int64_t n_max, n_ctx, prefill_batch;
@@ -139,6 +140,11 @@ int cli_read_prompt(cli_text *out, const cli_opts *opts);
 /* Tokens of a text, free() them. CLI_OK or CLI_FAILED after one line on stderr. */
 int cli_encode(int32_t **out, int64_t *n_out, const dt_vocab *vocab, const char *text,
     size_t n_bytes, bool bos, bool special);
+/* The same of a conversation and of what follows one (models/chat.h). */
+int cli_encode_chat(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
+    const dt_chat_turn *turns, int n_turns);
+int cli_encode_append(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
+    int32_t last, const char *user);
 
 /* Ids written as a JSON array, or as numbers with blanks or commas between them. free() them. Each
  * must lie in 0 .. n_vocab - 1. `what` names the source in messages. */

@@ -5,57 +5,17 @@
 
 #include "src/cli/report.h"
 
-/* Stands for an answer where only the text around it is wanted. */
-static const char MARK[] = "@@the answer@@";
-
 static int no_memory(void) {
     return cli_fail(CLI_FAILED, "no memory for the conversation");
 }
 
 /* ---- the template ---- */
 
-/* Text of a conversation in the template; free() it. */
-static char *render(const talk *t, const dt_chat_turn *turns, int n_turns, const char *system) {
-    size_t n = dt_chat_render(NULL, 0, t->format, system, turns, n_turns);
-    char *text = malloc(n + 1);
-    if (text)
-        dt_chat_render(text, n + 1, t->format, system, turns, n_turns);
-    return text;
-}
-
 /* The beginning: start token, system prompt, first user turn, opening of the answer. */
 static int encode_first(int32_t **out, int64_t *n_out, const talk *t, const char *user) {
-    const dt_vocab *vocab = t->model->vocab;
     dt_chat_turn turns[2] = {{"system", t->system}, {"user", user}};
-    const dt_chat_turn *first = t->system ? turns : turns + 1;
-    char *text = render(t, first, t->system ? 2 : 1, t->default_system);
-    if (!text)
-        return no_memory();
-    int code = cli_encode(out, n_out, vocab, text, strlen(text), true, true);
-    free(text);
-    /* Some templates write the start token themselves. */
-    int32_t bos = dt_vocab_bos(vocab);
-    if (code == CLI_OK && bos >= 0 && *n_out >= 2 && (*out)[0] == bos && (*out)[1] == bos) {
-        *n_out -= 1;
-        memmove(*out, *out + 1, (size_t)*n_out * sizeof **out);
-    }
-    return code;
-}
-
-/* What follows an answer: its end, the user turn, the opening of the next answer. */
-static int encode_next(int32_t **out, int64_t *n_out, const talk *t, const char *user) {
-    dt_chat_turn turns[3] = {{"user", "?"}, {"assistant", MARK}, {"user", user}};
-    char *text = render(t, turns, 3, NULL);
-    if (!text)
-        return no_memory();
-    const char *behind = strstr(text, MARK);
-    int code = behind ? CLI_OK : cli_fail(CLI_FAILED, "the chat template leaves out answers");
-    if (behind) {
-        behind += sizeof MARK - 1;
-        code = cli_encode(out, n_out, t->model->vocab, behind, strlen(behind), false, true);
-    }
-    free(text);
-    return code;
+    int n_turns = t->system ? 2 : 1;
+    return cli_encode_chat(out, n_out, t->chat, t->model->vocab, turns + 2 - n_turns, n_turns);
 }
 
 /* ---- turns ---- */
@@ -66,9 +26,10 @@ static void free_turn(talk_turn *turn) {
     *turn = (talk_turn){0};
 }
 
-int talk_open(talk *out, const dt_model *model, const char *system) {
-    *out = (talk){.model = model};
-    if (dt_chat_detect(&out->format, &out->default_system, model->file) != DT_OK)
+int talk_open(
+    talk *out, const dt_model *model, const char *choice, dt_chat_think think, const char *system) {
+    *out = (talk){.model = model, .choice = choice, .think = think};
+    if (dt_chat_open(&out->chat, model->file, choice, think) != DT_OK)
         return cli_fail_err();
     return system ? talk_set_system(out, system) : CLI_OK;
 }
@@ -83,6 +44,8 @@ void talk_clear(talk *t) {
 
 void talk_close(talk *t) {
     talk_clear(t);
+    dt_chat_close(t->chat);
+    t->chat = NULL;
     free(t->system);
     t->system = NULL;
 }
@@ -106,21 +69,11 @@ static int add_turn(talk *t, const char *user, int32_t *ids, int64_t n_prompt, i
 int talk_ask(talk *t, const char *user) {
     int32_t *ids = NULL;
     int64_t n = 0;
-    int code = t->n_turns == 0 ? encode_first(&ids, &n, t, user) : encode_next(&ids, &n, t, user);
-    if (code != CLI_OK)
-        return code;
-    talk_turn *last = t->n_turns > 0 ? &t->turns[t->n_turns - 1] : NULL;
-    bool ended = last && last->n_ids > last->n_prompt &&
-                 dt_vocab_ends(t->model->vocab, last->ids[last->n_ids - 1]);
-    int32_t end = ended ? last->ids[last->n_ids - 1] : -1;
-    /* The end of the answer is there already, or it is another than the template's. */
-    bool same = ended && n > 0 && ids[0] == end;
-    if (same)
-        memmove(ids, ids + 1, (size_t)--n * sizeof *ids);
-    code = add_turn(t, user, ids, n, n);
-    if (code == CLI_OK && ended && !same)
-        t->turns[t->n_turns - 2].n_ids--;
-    return code;
+    const talk_turn *last = t->n_turns > 0 ? &t->turns[t->n_turns - 1] : NULL;
+    int code = last ? cli_encode_append(
+                          &ids, &n, t->chat, t->model->vocab, last->ids[last->n_ids - 1], user)
+                    : encode_first(&ids, &n, t, user);
+    return code == CLI_OK ? add_turn(t, user, ids, n, n) : code;
 }
 
 int talk_count_alone(int64_t *n_out, const talk *t, const char *user) {
@@ -238,8 +191,9 @@ static uint64_t hash_vocab(const talk *t) {
         hash = hash_bytes(hash, facts, sizeof facts);
         hash = hash_bytes(hash, text.data, text.n_bytes);
     }
-    int32_t facts[3] = {dt_vocab_bos(vocab), dt_vocab_eos(vocab), (int32_t)t->format};
-    return hash_bytes(hash, facts, sizeof facts);
+    int32_t facts[2] = {dt_vocab_bos(vocab), dt_vocab_eos(vocab)};
+    const char *name = dt_chat_name(t->chat);
+    return hash_bytes(hash_bytes(hash, facts, sizeof facts), name, strlen(name));
 }
 
 /* Of the file, without reading all of it: its size and a sample of every tensor. */
@@ -344,12 +298,10 @@ int talk_load(
             path, dt_gguf_path(like->model->file));
     if (!json_is_array(turns) || !(json_is_string(system) || json_is_null(system)))
         return cli_fail(CLI_FAILED, "%s: want a system prompt and turns", path);
-    *out = *like;
-    out->system = NULL;
-    out->turns = NULL;
-    out->n_turns = 0;
+    int code = talk_open(out, like->model, like->choice, like->think, NULL);
     *other_model_out = !same_hash(saved, "model", hash_file(like));
-    int code = json_is_null(system) ? CLI_OK : talk_set_system(out, json_string_value(system));
+    if (code == CLI_OK && json_is_string(system))
+        code = talk_set_system(out, json_string_value(system));
     json_array_foreach(turns, i, turn) {
         if (code == CLI_OK)
             code = read_turn(out, turn, (int)i, path);

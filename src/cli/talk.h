@@ -21,15 +21,18 @@ typedef struct talk_turn {
 
 typedef struct talk {
     const dt_model *model;
-    dt_chat_format format;
-    const char *default_system; /* the template's own, static */
-    char *system;               /* NULL: default_system */
+    dt_chat *chat;      /* the template */
+    const char *choice; /* which one, and how, as dt_chat_open takes it */
+    dt_chat_think think;
+    char *system; /* NULL: the template's own */
     talk_turn *turns;
     int n_turns;
 } talk;
 
-/* Finds the template of the model. `system` may be NULL. */
-int talk_open(talk *out, const dt_model *model, const char *system);
+/* Finds the template of the model, or the one chosen. `choice` and `system` may be NULL; `choice`
+ * must outlive the talk. */
+int talk_open(
+    talk *out, const dt_model *model, const char *choice, dt_chat_think think, const char *system);
 void talk_close(talk *talk);
 
 /* Adds a turn without an answer. The text holds no NUL. */
