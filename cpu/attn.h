@@ -16,8 +16,9 @@ enum { DT_ATTN_RANGE = 512, DT_ATTN_QUERIES = 64, DT_ATTN_GROUP_MAX = 64 };
 /* One query row: where it stands and what it sees. Positions below n_committed lie in the cache row
  * of the same number; position n_committed + i lies in row ancestors[i]. */
 typedef struct dt_attn_row {
-    int n_positions;          /* visible: 0 .. n_positions-1 */
+    int n_positions;          /* visible: first .. n_positions-1 */
     const int32_t *ancestors; /* [n_positions - n_committed] */
+    int first;                /* 0 without a sliding window */
 } dt_attn_row;
 
 /* Work of one KV head (or some of the query heads that share it), one range of positions and some
@@ -31,7 +32,7 @@ typedef struct dt_attn_range {
     int n_rows;
     int n_committed;
     int position0;           /* first position of the range: a multiple of DT_ATTN_RANGE */
-    float scale;             /* 1 / sqrt(head_dim) */
+    float scale;             /* of the scores */
     const dt_attn_row *rows; /* [n_rows] */
     const float *q;
     size_t q_stride;

@@ -57,22 +57,25 @@ static void attn_score_ancestors(const dt_attn_range *a, const dt_attn_row *row,
     }
 }
 
-/* Turns n scores into exp(score - max) and returns max and sum. */
-static void attn_softmax(float *scores, int n, float *max_out, float *sum_out) {
-    int n16 = (n + 15) / 16 * 16;
+/* Turns scores [begin, n) into exp(score - max) and returns max and sum; begin < n. What lies
+ * before in the lanes of the first vector adds exact zeros. */
+static void attn_softmax(float *scores, int begin, int n, float *max_out, float *sum_out) {
+    int start = begin / 16 * 16, n16 = (n + 15) / 16 * 16;
+    for (int i = start; i < begin; i++)
+        scores[i] = -__builtin_inff();
     for (int i = n; i < n16; i++)
         scores[i] = -__builtin_inff();
     float max[16];
     for (int i = 0; i < 16; i++)
-        max[i] = scores[i];
-    for (int i = 16; i < n16; i += 16)
+        max[i] = scores[start + i];
+    for (int i = start + 16; i < n16; i += 16)
         for (int l = 0; l < 16; l++)
             max[l] = scores[i + l] > max[l] ? scores[i + l] : max[l];
     for (int l = 1; l < 16; l++)
         max[0] = max[l] > max[0] ? max[l] : max[0];
     float top = max[0];
     v16 sum = v16_zero();
-    for (int i = 0; i < n16; i += 16) {
+    for (int i = start; i < n16; i += 16) {
         for (int l = 0; l < 16; l++)
             scores[i + l] = dt_exp_f32(scores[i + l] - top);
         sum = v16_add(sum, v16_load(scores + i));
@@ -131,55 +134,90 @@ static void attn_values(float *const *out, const float *const *weights, int n_q,
         attn_value_columns(out + j, weights + j, values, v_stride, rows, n_positions, 1);
 }
 
-/* At most DT_ATTN_QUERIES queries: they share the loads of the committed keys and values. */
+/* What a row sees of the range, in positions of the range: committed keys [begin, committed), then
+ * those of its ancestors [apart, end). Nothing where end <= begin. */
+typedef struct attn_span {
+    int begin, committed, apart, end;
+} attn_span;
+
+static inline attn_span attn_span_of(const dt_attn_range *a, const dt_attn_row *row) {
+    attn_span s;
+    s.begin = DT_MIN(DT_MAX(row->first - a->position0, 0), DT_ATTN_RANGE);
+    s.committed = DT_MAX(DT_MIN(a->n_committed - a->position0, DT_ATTN_RANGE), 0);
+    s.apart = DT_MAX(DT_MAX(a->n_committed - a->position0, 0), s.begin);
+    s.end = DT_MIN(row->n_positions - a->position0, DT_ATTN_RANGE);
+    return s;
+}
+
+/* Committed values [from, to) of the range, for queries [j0, j0 + n). */
+static void attn_committed(
+    const dt_attn_range *a, float *const *out, int j0, int n, int from, int to) {
+    const float *weights[DT_ATTN_QUERIES];
+    for (int j = 0; j < n; j++)
+        weights[j] = a->scores + (size_t)(j0 + j) * DT_ATTN_RANGE + from;
+    attn_values(out + j0, weights, n,
+        a->values + (size_t)(a->position0 + from) * (size_t)a->v_stride, a->v_stride, NULL,
+        to - from);
+}
+
+/* At most DT_ATTN_QUERIES queries: they share the loads of the committed keys and values that all
+ * of them see. */
 static void attn_rows(const dt_attn_range *a, int row0, int n_rows) {
-    const float *q[DT_ATTN_QUERIES], *weights[DT_ATTN_QUERIES];
+    const float *q[DT_ATTN_QUERIES], *weights[DT_ATTN_GROUP_MAX];
     float *out[DT_ATTN_QUERIES];
     int n_q = n_rows * a->n_group;
     float *scores = a->scores;
     for (int j = 0; j < n_q; j++) {
         int r = row0 + j / a->n_group, g = j % a->n_group;
         q[j] = a->q + (size_t)r * a->q_stride + (size_t)g * (size_t)a->head_dim;
-        weights[j] = scores + (size_t)j * DT_ATTN_RANGE;
     }
-    int range_end = a->position0 + DT_ATTN_RANGE;
-    int committed = DT_MIN(range_end, a->n_committed) - a->position0;
-    for (int p = 0; p < committed; p += 16)
+    int low = DT_ATTN_RANGE, high = 0,
+        committed = 0; /* some row sees keys from low, all from high */
+    for (int i = 0; i < n_rows; i++) {
+        attn_span s = attn_span_of(a, &a->rows[row0 + i]);
+        low = DT_MIN(low, s.begin);
+        high = DT_MAX(high, s.begin);
+        committed = s.committed;
+    }
+    for (int p = low / 16 * 16; p < committed; p += 16)
         attn_score(scores + p, DT_ATTN_RANGE, q, n_q,
             a->keys + (size_t)(a->position0 + p) * (size_t)a->head_dim, a->head_dim, a->scale);
-    committed = DT_MAX(committed, 0);
     for (int i = 0; i < n_rows; i++) {
         const dt_attn_row *row = &a->rows[row0 + i];
-        int first = DT_MAX(a->position0, a->n_committed);
-        int end = DT_MIN(range_end, row->n_positions);
+        attn_span s = attn_span_of(a, row);
         attn_score_ancestors(a, row, scores + (size_t)(i * a->n_group) * DT_ATTN_RANGE,
-            q + i * a->n_group, first, end);
+            q + i * a->n_group, a->position0 + s.apart, a->position0 + s.end);
         for (int g = 0; g < a->n_group; g++) {
             int j = i * a->n_group + g;
             float *part =
                 a->part + (size_t)(row0 + i) * a->part_row_stride + (size_t)g * a->part_stride;
             memset(part, 0, a->part_stride * sizeof *part);
             out[j] = part + 16;
-            if (end > a->position0)
+            if (s.end > s.begin)
                 attn_softmax(
-                    scores + (size_t)j * DT_ATTN_RANGE, end - a->position0, &part[0], &part[1]);
+                    scores + (size_t)j * DT_ATTN_RANGE, s.begin, s.end, &part[0], &part[1]);
             else
                 part[0] = -__builtin_inff();
         }
     }
-    if (committed > 0)
-        attn_values(out, weights, n_q, a->values + (size_t)a->position0 * (size_t)a->v_stride,
-            a->v_stride, NULL, committed);
+    /* A key outside a row's window is not even multiplied by zero: it might hold an infinity. */
+    int shared = DT_MIN(high, committed);
+    for (int i = 0; i < n_rows && low < shared; i++) {
+        int begin = attn_span_of(a, &a->rows[row0 + i]).begin;
+        if (begin < shared)
+            attn_committed(a, out, i * a->n_group, a->n_group, begin, shared);
+    }
+    if (shared < committed)
+        attn_committed(a, out, 0, n_q, shared, committed);
     for (int i = 0; i < n_rows; i++) {
         const dt_attn_row *row = &a->rows[row0 + i];
-        int first = DT_MAX(a->position0, a->n_committed);
-        int end = DT_MIN(range_end, row->n_positions);
-        if (end <= first)
+        attn_span s = attn_span_of(a, row);
+        if (s.end <= s.apart)
             continue;
         for (int g = 0; g < a->n_group; g++)
-            weights[i * a->n_group + g] += first - a->position0;
-        attn_values(out + i * a->n_group, weights + i * a->n_group, a->n_group, a->values,
-            a->v_stride, row->ancestors + (first - a->n_committed), end - first);
+            weights[g] = scores + (size_t)(i * a->n_group + g) * DT_ATTN_RANGE + s.apart;
+        attn_values(out + i * a->n_group, weights, a->n_group, a->values, a->v_stride,
+            row->ancestors + (a->position0 + s.apart - a->n_committed), s.end - s.apart);
     }
 }
 

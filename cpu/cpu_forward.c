@@ -1,5 +1,6 @@
 /* The forward pass of llama-like models on the CPU team: one function, run by every worker, in
  * phases that end at a barrier. Within a phase workers take tasks from a counter of that phase. */
+#include <limits.h>
 #include <string.h>
 
 #include "cpu/device.h"
@@ -26,7 +27,9 @@ typedef struct cpu_forward {
     const int32_t *tokens;
     bool wants[DT_BATCH_MAX];
     dt_attn_row rows[DT_BATCH_MAX];
-    int32_t *ancestors; /* [DT_BATCH_MAX][ANCESTORS_MAX] */
+    dt_attn_row local_rows[DT_BATCH_MAX]; /* the same, as layers with a window see them */
+    int local_range0;                     /* the first range that any of these sees */
+    int32_t *ancestors;                   /* [DT_BATCH_MAX][ANCESTORS_MAX] */
     int n_ranges;
     int n_head_split; /* tasks that one KV head's query heads are cut into */
 
@@ -35,13 +38,15 @@ typedef struct cpu_forward {
     float *h;         /* [D] normalised; at the end the features */
     float *q, *k, *v; /* [Q] [KV] [KV] */
     float *attn;      /* [Q] */
-    float *delta;     /* [D] what a block adds to x */
+    float *delta;     /* [D] what a block adds to x; below the rows those of the second step */
     float *gate, *up; /* [I] */
-    float *cos_sin;   /* [n_rot] */
+    float *cos_sin;   /* [n_turns][n_rot] */
     float *logits;    /* [n_vocab] */
     float *part;      /* [n_ranges][rows][n_head][v_stride + 16] */
     int k_max;        /* columns of the widest matrix input */
-    int8_t *act_q;    /* [2][rows][k_max]: blocks of 256, blocks of 32; scales, sums below */
+    bool twice;       /* inputs of wo and w_down may be quantised in two steps */
+    size_t act_rows;  /* DT_BATCH_MAX, twice as many for two steps */
+    int8_t *act_q;    /* [2][act_rows][k_max]: blocks of 256, blocks of 32; scales, sums below */
     float *act_d;
     int16_t *act_sum16, *act_sum32;
     uint8_t *scratch; /* [n_threads][scratch_bytes] */
@@ -71,7 +76,7 @@ static void phase_end(pass *p) {
 /* The activations of k columns in the form that `block` names. The two quantised forms lie in
  * memory of their own, so a phase may make both. */
 static dt_act act_view(cpu_forward *f, int block, int k, const float *x) {
-    size_t half = block == 32 ? DT_BATCH_MAX * (size_t)f->k_max : 0;
+    size_t half = block == 32 ? f->act_rows * (size_t)f->k_max : 0;
     dt_act act = {.k = k, .block = block};
     if (block == 0) {
         act.x = x;
@@ -106,6 +111,29 @@ static void quantise_columns(pass *p, const dt_weight *const *weights, int n_wei
     }
 }
 
+/* What attention and GELU put out has values far above their neighbours, too far for one scale over
+ * 256 of them: what the first step left is quantised again, into rows below those of the batch. */
+static bool goes_twice(const cpu_forward *f, const dt_weight *weight) {
+    return f->twice && dt_act_block(weight->tensor->type, f->w->way) == 256;
+}
+
+/* As quantise_columns for the one weight that ends a block; x is used up. */
+static void quantise_output(
+    pass *p, const dt_weight *weight, int k, float *x, int r, int first, int n) {
+    cpu_forward *f = p->f;
+    quantise_columns(p, &weight, 1, k, x, r, first, n);
+    if (!goes_twice(f, weight))
+        return;
+    dt_act act = act_view(f, 256, n, NULL);
+    size_t at = (size_t)r * (size_t)k + (size_t)first, to = at + (size_t)f->n_rows * (size_t)k;
+    p->kernels->subtract_q8(x + at, act.q + at, act.d + at / 256, 256, n);
+    act.q += to;
+    act.d += to / 256;
+    act.sum16 += to / 16;
+    act.sum32 += to / 32;
+    p->kernels->quantise(&act, 0, x + at);
+}
+
 static void multiply(pass *p, const dt_weight *const *weights, float *const *outs, int n_weights,
     int k, const float *x, int row0, int n_rows) {
     dt_act acts[3];
@@ -124,7 +152,7 @@ static void multiply(pass *p, const dt_weight *const *weights, float *const *out
 static void embed(pass *p, int r) {
     cpu_forward *f = p->f;
     const dt_tensor *table = f->w->model->token_embd;
-    int n_embd = p->config->n_embd, n_rot = p->config->n_rot;
+    int n_embd = p->config->n_embd;
     float *x = f->x + (size_t)r * (size_t)n_embd;
     /* A tied table is packed as the head, and its pages of the file were given back. */
     if (table == f->w->model->output && f->w->way == DT_MATMUL_FUSED)
@@ -134,9 +162,13 @@ static void embed(pass *p, int r) {
             (const uint8_t *)table->data +
                 (size_t)f->tokens[r] * dt_type_row_bytes(table->type, n_embd),
             table->type, n_embd);
-    float *cos_sin = f->cos_sin + (size_t)r * (size_t)n_rot;
+    if (p->config->embd_scale != 1.0f)
+        for (int i = 0; i < n_embd; i++)
+            x[i] *= p->config->embd_scale;
+    int n_pairs = f->w->n_turns * p->config->n_rot / 2;
+    float *cos_sin = f->cos_sin + (size_t)r * (size_t)(2 * n_pairs);
     double position = f->rows[r].n_positions - 1;
-    for (int i = 0; i < n_rot / 2; i++) {
+    for (int i = 0; i < n_pairs; i++) {
         double s, c;
         dt_sincos_f64(&s, &c, position * f->w->inverse_freq[i]);
         cos_sin[2 * i] = (float)c;
@@ -144,19 +176,26 @@ static void embed(pass *p, int r) {
     }
 }
 
-/* x += delta where a block went before, h = norm(x), quantised for the weights. */
-static void norm_rows(pass *p, bool first, bool add, const dt_tensor *norm,
+/* x += delta where a block went before, delta being the sum of its two steps if it went `twice`,
+ * normalised by `post` if there is one; h = norm(x), quantised for the weights. */
+static void norm_rows(pass *p, bool first, bool twice, const dt_tensor *post, const dt_tensor *norm,
     const dt_weight *const *weights, int n_weights) {
     cpu_forward *f = p->f;
     int n_embd = p->config->n_embd;
+    float eps = p->config->norm_eps;
     phase_begin(p);
     for (int r; (r = dt_pool_next(p->next)) < f->n_rows;) {
         float *x = f->x + (size_t)r * (size_t)n_embd, *h = f->h + (size_t)r * (size_t)n_embd;
         if (first)
             embed(p, r);
-        if (add)
-            p->kernels->add(x, f->delta + (size_t)r * (size_t)n_embd, n_embd);
-        p->kernels->rms_norm(h, x, norm->data, n_embd, p->config->norm_eps);
+        float *delta = f->delta + (size_t)r * (size_t)n_embd;
+        if (twice)
+            p->kernels->add(delta, delta + (size_t)f->n_rows * (size_t)n_embd, n_embd);
+        if (post)
+            p->kernels->rms_norm(delta, delta, post->data, n_embd, eps);
+        if (!first)
+            p->kernels->add(x, delta, n_embd);
+        p->kernels->rms_norm(h, x, norm->data, n_embd, eps);
         quantise_columns(p, weights, n_weights, n_embd, f->h, r, 0, n_embd);
     }
     phase_end(p);
@@ -201,12 +240,14 @@ static void rotate_and_store(pass *p, int i_layer) {
     cpu_forward *f = p->f;
     const dt_layer *layer = &f->w->model->layers[i_layer];
     int head_dim = p->config->head_dim, n_head = p->config->n_head, n_kv = p->config->n_head_kv;
+    int turn = p->config->local_rope && p->config->local[i_layer];
+    size_t n_rot = (size_t)p->config->n_rot;
     phase_begin(p);
     for (int r; (r = dt_pool_next(p->next)) < f->n_rows;) {
         float *q = f->q + (size_t)r * (size_t)(n_head * head_dim);
         float *k = f->k + (size_t)r * (size_t)(n_kv * head_dim);
         float *v = f->v + (size_t)r * (size_t)(n_kv * head_dim);
-        const float *cos_sin = f->cos_sin + (size_t)r * (size_t)p->config->n_rot;
+        const float *cos_sin = f->cos_sin + (size_t)(r * f->w->n_turns + turn) * n_rot;
         if (layer->bq)
             p->kernels->add(q, layer->bq->data, n_head * head_dim);
         if (layer->bk)
@@ -228,13 +269,15 @@ static void attend(pass *p, int i_layer) {
     int heads = (group + f->n_head_split - 1) / f->n_head_split; /* of a task */
     int rows = DT_MAX(1, DT_ATTN_QUERIES / heads);
     int n_tiles = (f->n_rows + rows - 1) / rows;
-    int n_tasks = n_kv * f->n_head_split * f->n_ranges * n_tiles;
+    bool local = p->config->local[i_layer];
+    int range0 = local ? f->local_range0 : 0, n_ranges = f->n_ranges - range0;
+    int n_tasks = n_kv * f->n_head_split * n_ranges * n_tiles;
     size_t part_stride = (size_t)f->v_stride + 16;
     phase_begin(p);
     for (int task; (task = dt_pool_next(p->next)) < n_tasks;) {
         int tile = task % n_tiles, rest = task / n_tiles;
-        int range = rest % f->n_ranges;
-        rest /= f->n_ranges;
+        int range = range0 + rest % n_ranges;
+        rest /= n_ranges;
         int first = rest % f->n_head_split * heads, kv = rest / f->n_head_split;
         if (first >= group)
             continue;
@@ -247,8 +290,8 @@ static void attend(pass *p, int i_layer) {
             .n_rows = DT_MIN(rows, f->n_rows - row0),
             .n_committed = f->base.rows.n_committed,
             .position0 = range * DT_ATTN_RANGE,
-            .scale = 1.0f / __builtin_sqrtf((float)head_dim),
-            .rows = f->rows + row0,
+            .scale = p->config->attn_scale,
+            .rows = (local ? f->local_rows : f->rows) + row0,
             .q = f->q + (size_t)row0 * (size_t)(n_head * head_dim) + (size_t)(head0 * head_dim),
             .q_stride = (size_t)(n_head * head_dim),
             .keys = f->keys + head_at * f->head_keys,
@@ -265,18 +308,21 @@ static void attend(pass *p, int i_layer) {
     phase_end(p);
 }
 
-static void combine(pass *p, const dt_weight *wo) {
+static void combine(pass *p, int i_layer, const dt_weight *wo) {
     cpu_forward *f = p->f;
     int head_dim = p->config->head_dim, n_head = p->config->n_head;
     int n = n_head * head_dim;
     size_t part_stride = (size_t)f->v_stride + 16;
     phase_begin(p);
+    size_t range_stride = DT_BATCH_MAX * (size_t)n_head * part_stride;
     for (int r; (r = dt_pool_next(p->next)) < f->n_rows;) {
+        int range0 = p->config->local[i_layer] ? f->local_rows[r].first / DT_ATTN_RANGE : 0;
+        const float *part =
+            f->part + (size_t)range0 * range_stride + (size_t)(r * n_head) * part_stride;
         for (int g = 0; g < n_head; g++)
             p->kernels->attn_combine(f->attn + (size_t)r * (size_t)n + (size_t)(g * head_dim),
-                head_dim, f->part + ((size_t)r * (size_t)n_head + (size_t)g) * part_stride,
-                DT_BATCH_MAX * (size_t)n_head * part_stride, f->n_ranges);
-        quantise_columns(p, &wo, 1, n, f->attn, r, 0, n);
+                head_dim, part + (size_t)g * part_stride, range_stride, f->n_ranges - range0);
+        quantise_output(p, wo, n, f->attn, r, 0, n);
     }
     phase_end(p);
 }
@@ -290,8 +336,11 @@ static void gate(pass *p, const dt_weight *w_down) {
         int r = task / n_pieces, first = task % n_pieces * GATE_COLUMNS;
         int n = DT_MIN(GATE_COLUMNS, n_ff - first);
         size_t at = (size_t)r * (size_t)n_ff + (size_t)first;
-        p->kernels->swiglu(f->gate + at, f->gate + at, f->up + at, n);
-        quantise_columns(p, &w_down, 1, n_ff, f->gate, r, first, n);
+        if (p->config->gate == DT_GATE_GELU)
+            p->kernels->geglu(f->gate + at, f->gate + at, f->up + at, n);
+        else
+            p->kernels->swiglu(f->gate + at, f->gate + at, f->up + at, n);
+        quantise_output(p, w_down, n_ff, f->gate, r, first, n);
     }
     phase_end(p);
 }
@@ -301,6 +350,19 @@ static void matrices(pass *p, const dt_weight *const *weights, float *const *out
     phase_begin(p);
     multiply(p, weights, outs, n_weights, k, x, 0, p->f->n_rows);
     phase_end(p);
+}
+
+/* The product that ends a block, over both steps' rows together while they are no more than a batch
+ * may have. */
+static void project(pass *p, const dt_weight *weight, int k, const float *x) {
+    cpu_forward *f = p->f;
+    int n_rows = goes_twice(f, weight) ? 2 * f->n_rows : f->n_rows;
+    int n_now = n_rows > DT_BATCH_MAX ? f->n_rows : n_rows;
+    for (int r = 0; r < n_rows; r += n_now) {
+        phase_begin(p);
+        multiply(p, &weight, &f->delta, 1, k, x, r, n_now);
+        phase_end(p);
+    }
 }
 
 /* Logits of the rows that want them: one product for each run of neighbouring rows. */
@@ -331,30 +393,36 @@ static void pass_work(void *arg, int i_thread, int n_threads) {
         .config = c,
         .i_thread = i_thread,
         .n_threads = n_threads};
+    const dt_tensor *post = NULL; /* of the block before */
+    bool twice = false;
     for (int i = 0; i < c->n_layer; i++) {
+        const dt_layer *layer = &model->layers[i];
         const dt_cpu_layer *w = &f->w->layers[i];
-        const dt_weight *qkv[] = {&w->wq, &w->wk, &w->wv}, *wo[] = {&w->wo};
-        const dt_weight *gate_up[] = {&w->w_gate, &w->w_up}, *down[] = {&w->w_down};
-        norm_rows(&p, i == 0, i > 0, model->layers[i].attn_norm, qkv, 3);
+        const dt_weight *qkv[] = {&w->wq, &w->wk, &w->wv};
+        const dt_weight *gate_up[] = {&w->w_gate, &w->w_up};
+        norm_rows(&p, i == 0, twice, post, layer->attn_norm, qkv, 3);
         matrices(&p, qkv, (float *[]){f->q, f->k, f->v}, 3, c->n_embd, f->h);
         rotate_and_store(&p, i);
         attend(&p, i);
-        combine(&p, &w->wo);
-        matrices(&p, wo, (float *[]){f->delta}, 1, c->n_head * c->head_dim, f->attn);
-        norm_rows(&p, false, true, model->layers[i].ffn_norm, gate_up, 2);
+        combine(&p, i, &w->wo);
+        project(&p, &w->wo, c->n_head * c->head_dim, f->attn);
+        norm_rows(
+            &p, false, goes_twice(f, &w->wo), layer->attn_post_norm, layer->ffn_norm, gate_up, 2);
         matrices(&p, gate_up, (float *[]){f->gate, f->up}, 2, c->n_embd, f->h);
         gate(&p, &w->w_down);
-        matrices(&p, down, (float *[]){f->delta}, 1, c->n_ff, f->gate);
+        project(&p, &w->w_down, c->n_ff, f->gate);
+        twice = goes_twice(f, &w->w_down);
+        post = layer->ffn_post_norm;
     }
     const dt_weight *output[] = {&f->w->output};
-    norm_rows(&p, false, true, model->output_norm, output, 1);
+    norm_rows(&p, false, twice, post, model->output_norm, output, 1);
     head(&p);
 }
 
 /* Appends the batch's rows and writes down what each sees. */
 static dt_err place_rows(cpu_forward *f, const dt_batch *batch) {
     dt_rows *rows = &f->base.rows;
-    int n_positions = 0;
+    int n_positions = 0, window = f->w->model->config.window, first_seen = INT_MAX;
     f->base.batch_row0 = rows->n_used;
     for (int i = 0; i < batch->n_rows; i++) {
         if (batch->tokens[i] < 0 || batch->tokens[i] >= f->w->model->config.n_vocab)
@@ -374,10 +442,14 @@ static dt_err place_rows(cpu_forward *f, const dt_batch *batch) {
         int32_t *ancestors = f->ancestors + (size_t)i * ANCESTORS_MAX;
         f->rows[i].n_positions = rows->n_committed + dt_rows_ancestors(ancestors, rows, row);
         f->rows[i].ancestors = ancestors;
+        f->local_rows[i] = f->rows[i];
+        f->local_rows[i].first = window ? DT_MAX(f->rows[i].n_positions - window, 0) : 0;
+        first_seen = DT_MIN(first_seen, f->local_rows[i].first);
         f->wants[i] = !batch->wants || batch->wants[i];
         n_positions = DT_MAX(n_positions, f->rows[i].n_positions);
     }
     f->n_ranges = (n_positions + DT_ATTN_RANGE - 1) / DT_ATTN_RANGE;
+    f->local_range0 = first_seen / DT_ATTN_RANGE;
     return DT_OK;
 }
 
@@ -493,11 +565,14 @@ static dt_err allocate_work(cpu_forward *f) {
         float **out;
         int n;
     } buffers[] = {{&f->x, c->n_embd}, {&f->h, c->n_embd}, {&f->q, n_q}, {&f->k, n_kv},
-        {&f->v, n_kv}, {&f->attn, n_q}, {&f->delta, c->n_embd}, {&f->gate, c->n_ff},
-        {&f->up, c->n_ff}, {&f->cos_sin, c->n_rot}};
+        {&f->v, n_kv}, {&f->attn, n_q}, {&f->gate, c->n_ff}, {&f->up, c->n_ff},
+        {&f->cos_sin, f->w->n_turns * c->n_rot}};
     for (size_t i = 0; i < DT_COUNT(buffers); i++)
         DT_TRY(allocate_floats(buffers[i].out, buffers[i].n));
-    size_t n_act = 2 * DT_BATCH_MAX * (size_t)k_max;
+    f->twice = c->gate == DT_GATE_GELU;
+    f->act_rows = f->twice ? 2 * DT_BATCH_MAX : DT_BATCH_MAX;
+    DT_TRY(dt_mem_alloc(&f->delta, f->act_rows * (size_t)c->n_embd * sizeof *f->delta));
+    size_t n_act = 2 * f->act_rows * (size_t)k_max;
     DT_TRY(dt_mem_alloc(&f->act_q, n_act));
     DT_TRY(dt_mem_alloc(&f->act_d, n_act / 32 * sizeof *f->act_d));
     DT_TRY(dt_mem_alloc(&f->act_sum16, n_act / 16 * sizeof *f->act_sum16));
@@ -505,7 +580,7 @@ static dt_err allocate_work(cpu_forward *f) {
     size_t scores = DT_ATTN_QUERIES * DT_ATTN_RANGE * sizeof(float);
     f->scratch_bytes = dt_round_up(DT_MAX(scores, dt_matmul_scratch_bytes(f->w->way, k_max)), 4096);
     DT_TRY(dt_mem_alloc(&f->scratch, f->scratch_bytes * (size_t)dt_cpu_n_threads(f->w->cpu)));
-    f->n_phases = c->n_layer * 10 + 1 + DT_BATCH_MAX;
+    f->n_phases = c->n_layer * 12 + 1 + DT_BATCH_MAX;
     return dt_mem_alloc(&f->next, (size_t)f->n_phases * sizeof *f->next);
 }
 

@@ -25,7 +25,8 @@ struct dt_cpu_weights {
     char disclaimer[160];
     dt_cpu_layer *layers; /* [n_layer] */
     dt_weight output;
-    double *inverse_freq; /* [n_rot / 2] radians per position */
+    int n_turns;          /* rotations: 1, or 2 where local layers have one of their own */
+    double *inverse_freq; /* [n_turns][n_rot / 2] radians per position */
     uint8_t *memory;      /* all packed panels, huge pages */
     size_t memory_bytes;
 };

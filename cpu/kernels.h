@@ -44,6 +44,10 @@ typedef struct dt_kernels {
     void (*rms_norm)(float *y, const float *x, const float *w, int n, float eps);
     /* y[n] = silu(gate) * up; y may be either. */
     void (*swiglu)(float *y, const float *gate, const float *up, int n);
+    /* y[n] = gelu(gate) * up; y may be either. */
+    void (*geglu)(float *y, const float *gate, const float *up, int n);
+    /* x[n] -= what n int8 in blocks of `block` with scales d stand for; block divides n. */
+    void (*subtract_q8)(float *x, const int8_t *q, const float *d, int block, int n);
     /* y[n] += x[n] */
     void (*add)(float *y, const float *x, int n);
     /* Rotates pairs of a head in place by table cos_sin[n_rot / 2][2]; halves: (i, i + n_rot / 2),

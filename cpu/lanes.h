@@ -31,6 +31,19 @@ static void lanes_swiglu(float *y, const float *gate, const float *up, int n) {
         y[i] = dt_silu_f32(gate[i]) * up[i];
 }
 
+static void lanes_geglu(float *y, const float *gate, const float *up, int n) {
+    for (int i = 0; i < n; i++)
+        y[i] = dt_gelu_f32(gate[i]) * up[i];
+}
+
+static void lanes_subtract_q8(float *x, const int8_t *q, const float *d, int block, int n) {
+    for (int i = 0; i < n; i += block) {
+        float minus = -d[i / block];
+        for (int j = i; j < i + block; j++)
+            x[j] = __builtin_fmaf(minus, (float)q[j], x[j]);
+    }
+}
+
 static void lanes_add(float *y, const float *x, int n) {
     for (int i = 0; i < n; i++)
         y[i] += x[i];
@@ -62,6 +75,8 @@ static void lanes_to_f16(uint16_t *out, const float *x, int n) {
 static inline void lanes_fill(dt_kernels *table) {
     table->rms_norm = lanes_rms_norm;
     table->swiglu = lanes_swiglu;
+    table->geglu = lanes_geglu;
+    table->subtract_q8 = lanes_subtract_q8;
     table->add = lanes_add;
     table->rope = lanes_rope;
     table->to_f16 = lanes_to_f16;

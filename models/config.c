@@ -7,7 +7,6 @@
 enum {
     N_CTX_MAX = 1 << 24,
     N_EMBD_MAX = 1 << 16,
-    N_LAYER_MAX = 1024,
     N_HEAD_MAX = 1024,
     HEAD_DIM_MAX = 1024,
     N_FF_MAX = 1 << 20,
@@ -21,10 +20,16 @@ static const struct {
     const char *name; /* value of general.architecture and prefix of the keys */
     dt_rope_pairing rope_pairing;
     bool qkv_bias, qk_norm;
+    bool
+        gemma; /* post norms, GELU, scaled embeddings, local layers with a RoPE base of their own */
 } ARCHS[DT_ARCH_COUNT] = {
     [DT_ARCH_LLAMA] = {.name = "llama", .rope_pairing = DT_ROPE_NEIGHBOURS},
     [DT_ARCH_QWEN2] = {.name = "qwen2", .rope_pairing = DT_ROPE_HALVES, .qkv_bias = true},
     [DT_ARCH_QWEN3] = {.name = "qwen3", .rope_pairing = DT_ROPE_HALVES, .qk_norm = true},
+    [DT_ARCH_GEMMA3] = {.name = "gemma3",
+        .rope_pairing = DT_ROPE_HALVES,
+        .qk_norm = true,
+        .gemma = true},
 };
 
 typedef struct source {
@@ -73,6 +78,16 @@ static dt_err refuse_count(source *s, const char *name, const char *what) {
     return DT_OK;
 }
 
+/* A cap of scores or logits, likewise. */
+static dt_err refuse_cap(source *s, const char *name) {
+    const char *key = key_of(s, name);
+    double value = 0;
+    DT_TRY(dt_gguf_get_float(s->gguf, key, &value));
+    if (value != 0)
+        DT_FAIL(DT_ERR_UNSUPPORTED, "soft caps are not supported (key %s is %g)", key, value);
+    return DT_OK;
+}
+
 static dt_err read_arch(dt_config *out, const dt_gguf *gguf) {
     dt_text name = {NULL, 0};
     DT_TRY(dt_gguf_get_text(gguf, "general.architecture", &name));
@@ -85,6 +100,8 @@ static dt_err read_arch(dt_config *out, const dt_gguf *gguf) {
             out->rope_pairing = ARCHS[i].rope_pairing;
             out->qkv_bias = ARCHS[i].qkv_bias;
             out->qk_norm = ARCHS[i].qk_norm;
+            out->post_norm = ARCHS[i].gemma;
+            out->gate = ARCHS[i].gemma ? DT_GATE_GELU : DT_GATE_SILU;
             return DT_OK;
         }
     }
@@ -150,6 +167,47 @@ static dt_err read_rope(dt_config *out, source *s) {
     return DT_OK;
 }
 
+/* Which layers are local: a number says that every so-manieth sees all positions, a list names the
+ * local ones. */
+static dt_err read_pattern(dt_config *out, source *s, int preset) {
+    const char *key = key_of(s, "attention.sliding_window_pattern");
+    const int64_t *list = NULL;
+    int64_t n = 0, period = preset;
+    if (dt_gguf_get_int_array(s->gguf, key, &list, &n) == DT_OK && n > 0) {
+        if (n != out->n_layer)
+            DT_FAIL(DT_ERR_INPUT, "key %s: want %d elements, the file has %" PRId64, key,
+                out->n_layer, n);
+        for (int i = 0; i < out->n_layer; i++)
+            out->local[i] = list[i] != 0;
+        return DT_OK;
+    }
+    DT_TRY(dt_gguf_get_int(s->gguf, key, &period));
+    if (period < 0 || period > DT_LAYER_MAX)
+        DT_FAIL(
+            DT_ERR_INPUT, "key %s: want 0 to %d, the file has %" PRId64, key, DT_LAYER_MAX, period);
+    for (int i = 0; i < out->n_layer; i++)
+        out->local[i] = period == 0 || i % period < period - 1;
+    return DT_OK;
+}
+
+/* Where gemma differs. Converters have added the 1 to the weights of its norms already. */
+static dt_err read_gemma(dt_config *out, source *s) {
+    enum { LAYERS_27B = 62 };
+    DT_TRY(refuse_cap(s, "attn_logit_softcapping"));
+    DT_TRY(refuse_cap(s, "final_logit_softcapping"));
+    out->embd_scale = __builtin_sqrtf((float)out->n_embd);
+    /* The 27B alone was trained with the scale of another head size, and no key says so. */
+    if (out->n_layer == LAYERS_27B)
+        out->attn_scale = 1.0f / __builtin_sqrtf((float)(out->n_embd / out->n_head));
+    DT_TRY(read_count(&out->window, s, "attention.sliding_window", 0, 0, N_CTX_MAX));
+    if (out->window == 0)
+        return DT_OK;
+    DT_TRY(read_pattern(out, s, 6));
+    out->local_rope = true;
+    out->rope_base_local = 10000;
+    return read_real(&out->rope_base_local, s, "rope.freq_base_swa", 1, 1e12);
+}
+
 static dt_err read_vocab(dt_config *out, source *s) {
     const dt_text *tokens;
     int64_t n_tokens;
@@ -162,13 +220,18 @@ static dt_err read_all(dt_config *out, const dt_gguf *gguf) {
     DT_TRY(read_arch(out, gguf));
     source s = {gguf, out->arch_name, ""};
     DT_TRY(refuse_count(&s, "expert_count", "mixtures of experts"));
-    DT_TRY(refuse_count(&s, "attention.sliding_window", "sliding windows"));
     DT_TRY(read_count(&out->n_ctx_train, &s, "context_length", REQUIRED, 1, N_CTX_MAX));
     DT_TRY(read_count(&out->n_embd, &s, "embedding_length", REQUIRED, 1, N_EMBD_MAX));
-    DT_TRY(read_count(&out->n_layer, &s, "block_count", REQUIRED, 1, N_LAYER_MAX));
+    DT_TRY(read_count(&out->n_layer, &s, "block_count", REQUIRED, 1, DT_LAYER_MAX));
     DT_TRY(read_count(&out->n_ff, &s, "feed_forward_length", REQUIRED, 1, N_FF_MAX));
     DT_TRY(read_heads(out, &s));
+    out->embd_scale = 1.0f;
+    out->attn_scale = 1.0f / __builtin_sqrtf((float)out->head_dim);
     DT_TRY(read_rope(out, &s));
+    if (ARCHS[out->arch].gemma)
+        DT_TRY(read_gemma(out, &s));
+    else
+        DT_TRY(refuse_count(&s, "attention.sliding_window", "sliding windows"));
     if (!dt_gguf_has(gguf, key_of(&s, "attention.layer_norm_rms_epsilon")))
         DT_FAIL(DT_ERR_INPUT, "key %s is missing", s.key);
     double eps = 0;

@@ -9,6 +9,7 @@ typedef enum dt_arch {
     DT_ARCH_LLAMA,
     DT_ARCH_QWEN2,
     DT_ARCH_QWEN3,
+    DT_ARCH_GEMMA3,
     DT_ARCH_COUNT,
 } dt_arch;
 
@@ -19,10 +20,16 @@ typedef enum dt_rope_pairing {
     DT_ROPE_HALVES,
 } dt_rope_pairing;
 
+/* What goes over the gate of a feed-forward block: x / (1 + e^-x), or the tanh form of GELU. */
+typedef enum dt_gate {
+    DT_GATE_SILU,
+    DT_GATE_GELU,
+} dt_gate;
+
 /* The most by which one position turns a pair (rope_scale over the file's factor). Positions stay
  * below 2^25 (DT_CONTEXT_MAX and the rows of a tree), so angles below 2^30, which is what
  * dt_sincos_f64 asks for. */
-enum { DT_ROPE_RATE_MAX = 32 };
+enum { DT_ROPE_RATE_MAX = 32, DT_LAYER_MAX = 1024 };
 
 /* Plain data. Sizes in elements. */
 typedef struct dt_config {
@@ -41,12 +48,21 @@ typedef struct dt_config {
     double rope_base;  /* 1 to 1e12 */
     double rope_scale; /* positions are multiplied by this (1 = no scaling), <= DT_ROPE_RATE_MAX */
     float norm_eps;
-    bool qkv_bias; /* the architecture may carry biases on q, k and v */
-    bool qk_norm;  /* every head of q and k is normalised before its rotation */
+    bool qkv_bias;    /* the architecture may carry biases on q, k and v */
+    bool qk_norm;     /* every head of q and k is normalised before its rotation */
+    bool post_norm;   /* what a block adds to the residual stream is normalised too */
+    dt_gate gate;     /* behind GELU, activations are quantised twice (doc/numerics.md) */
+    float embd_scale; /* of the embedding rows */
+    float attn_scale; /* of the scores */
+    int window; /* positions that a local layer sees, the newest included; 0: no layer is local */
+    bool local[DT_LAYER_MAX];
+    bool local_rope; /* local layers turn by rope_base_local, unscaled */
+    double rope_base_local;
 } dt_config;
 
 /* Refuses by name: an unknown architecture, a RoPE scaling other than none and linear, experts,
- * sliding windows, differing K and V head sizes, counts out of range. */
+ * sliding windows where the architecture has none, soft caps of scores or logits, differing K and V
+ * head sizes, counts out of range. */
 dt_err dt_config_read(dt_config *out, const dt_gguf *gguf);
 
 #endif

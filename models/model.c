@@ -69,6 +69,11 @@ static dt_err bind_layer(dt_layer *layer, binder *b, const dt_config *c, int i) 
         DT_TRY(bind_in_layer(&layer->q_norm, b, i, "attn_q_norm.weight", 0, c->head_dim, false));
         DT_TRY(bind_in_layer(&layer->k_norm, b, i, "attn_k_norm.weight", 0, c->head_dim, false));
     }
+    if (c->post_norm) {
+        DT_TRY(
+            bind_in_layer(&layer->attn_post_norm, b, i, "post_attention_norm.weight", 0, d, false));
+        DT_TRY(bind_in_layer(&layer->ffn_post_norm, b, i, "post_ffw_norm.weight", 0, d, false));
+    }
     DT_TRY(bind_in_layer(&layer->ffn_norm, b, i, "ffn_norm.weight", 0, d, false));
     DT_TRY(bind_in_layer(&layer->w_gate, b, i, "ffn_gate.weight", ff, d, false));
     DT_TRY(bind_in_layer(&layer->w_up, b, i, "ffn_up.weight", ff, d, false));

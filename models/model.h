@@ -9,13 +9,14 @@
 /* Shapes are [rows, columns] row-major; biases and norms are F32 vectors. D = n_embd,
  * Q = n_head * head_dim, KV = n_head_kv * head_dim, I = n_ff. Optional tensors are NULL. */
 typedef struct dt_layer {
-    const dt_tensor *attn_norm;         /* [D] */
-    const dt_tensor *wq, *wk, *wv, *wo; /* [Q, D] [KV, D] [KV, D] [D, Q] */
-    const dt_tensor *bq, *bk, *bv;      /* [Q] [KV] [KV], optional */
-    const dt_tensor *q_norm, *k_norm;   /* [head_dim] each, where config.qk_norm */
-    const dt_tensor *ffn_norm;          /* [D] */
-    const dt_tensor *w_gate, *w_up;     /* [I, D] */
-    const dt_tensor *w_down;            /* [D, I] */
+    const dt_tensor *attn_norm;                      /* [D] */
+    const dt_tensor *wq, *wk, *wv, *wo;              /* [Q, D] [KV, D] [KV, D] [D, Q] */
+    const dt_tensor *bq, *bk, *bv;                   /* [Q] [KV] [KV], optional */
+    const dt_tensor *q_norm, *k_norm;                /* [head_dim] each, where config.qk_norm */
+    const dt_tensor *attn_post_norm, *ffn_post_norm; /* [D] each, where config.post_norm */
+    const dt_tensor *ffn_norm;                       /* [D] */
+    const dt_tensor *w_gate, *w_up;                  /* [I, D] */
+    const dt_tensor *w_down;                         /* [D, I] */
 } dt_layer;
 
 typedef struct dt_model {

@@ -36,7 +36,7 @@ class Model:
         self.fields = reader.fields
         self.tensors = {t.name: t for t in reader.tensors}
         self.arch = self.key("general.architecture")
-        if self.arch not in ("llama", "qwen2", "qwen3"):
+        if self.arch not in ("llama", "qwen2", "qwen3", "gemma3"):
             sys.exit("%s: no reference for architecture %s" % (path, self.arch))
         size = lambda name, default=None: self.key(self.arch + "." + name, default)
         self.n_embd = size("embedding_length")
@@ -50,6 +50,16 @@ class Model:
         self.rope_scale = 1.0
         if size("rope.scaling.type", "none") == "linear":
             self.rope_scale = 1.0 / size("rope.scaling.factor", 1.0)
+        self.score_scale = self.head_dim ** -0.5
+        self.window, self.local = 0, [False] * self.n_layer
+        if self.arch == "gemma3":
+            if self.n_layer == 62:  # the 27B
+                self.score_scale = (self.n_embd // self.n_head) ** -0.5
+            self.window = size("attention.sliding_window", 0)
+            if self.window:
+                period = size("attention.sliding_window_pattern", 6)
+                self.local = [i % period < period - 1 for i in range(self.n_layer)]
+                self.local_base = size("rope.freq_base_swa", 10000.0)
 
     def key(self, name, default=None):
         field = self.fields.get(name)
@@ -66,7 +76,7 @@ class Model:
         return int(self.tensors[name].shape[-1])
 
 
-# ---- tokenizer: byte-level BPE
+# ---- tokenizers: byte-level BPE and SentencePiece's BPE
 
 LETTER, OTHER = r"[^\W\d_]", r"(?:[^\s\w]|_)"
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|(?:[^\r\n\w]|_)?" + LETTER + r"+|\d| ?" + OTHER +
@@ -95,7 +105,33 @@ def merge_word(word, ranks):
     return parts
 
 
+def merge_pieces(model, text):
+    """Neighbours whose union has the best score are joined first, the leftmost of equal ones; a
+    character without a token becomes its bytes."""
+    ids = {t: i for i, t in enumerate(model.key("tokenizer.ggml.tokens"))}
+    scores = model.key("tokenizer.ggml.scores")
+    if model.key("tokenizer.ggml.add_space_prefix", True):
+        text = " " + text
+    parts = list(text.replace(" ", "\u2581"))
+    rank = lambda i: scores[ids[parts[i] + parts[i + 1]]] if parts[i] + parts[i + 1] in ids else None
+    ranks = [rank(i) for i in range(len(parts) - 1)]
+    while any(r is not None for r in ranks):
+        i = max((i for i, r in enumerate(ranks) if r is not None), key=lambda i: (ranks[i], -i))
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        del ranks[i]
+        for k in (i - 1, i):
+            if 0 <= k < len(ranks):
+                ranks[k] = rank(k)
+    out = []
+    for part in parts:
+        out += [ids[part]] if part in ids else [ids["<0x%02X>" % b] for b in part.encode()]
+    return out
+
+
 def tokenize(model, text):
+    if model.key("tokenizer.ggml.model") == "llama":
+        first = [model.key("tokenizer.ggml.bos_token_id")]
+        return first * model.key("tokenizer.ggml.add_bos_token", True) + merge_pieces(model, text)
     kind = model.key("tokenizer.ggml.pre")
     if kind == "qwen2":
         pieces = re.findall(QWEN2, text)
@@ -124,10 +160,10 @@ def rms_norm(x, weight, eps):
     return (x / np.sqrt(mean + eps)).astype(x.dtype) * weight
 
 
-def rope_angles(model, n_tok):
+def rope_angles(model, n_tok, base, scale):
     """cos and sin, [n_tok, n_rot / 2]."""
     exponent = np.arange(0, model.n_rot, 2, dtype=np.float64) / model.n_rot
-    frequency = model.rope_base ** -exponent * model.rope_scale
+    frequency = base ** -exponent * scale
     factors = model.weight("rope_freqs.weight")
     if factors is not None:
         frequency = frequency / factors.astype(np.float64)
@@ -148,15 +184,18 @@ def rotate(x, cos, sin, neighbours):
     return out
 
 
-def attention(model, q, k, v):
-    """Causal, grouped: q [T, n_head, d], k and v [T, n_head_kv, d] -> [T, n_head * d]."""
+def attention(model, q, k, v, window):
+    """Causal, grouped: q [T, n_head, d], k and v [T, n_head_kv, d] -> [T, n_head * d]. With a window
+    only that many keys are seen, the token's own included."""
     n_tok = q.shape[0]
     group = model.n_head // model.n_head_kv
-    future = np.triu(np.ones((n_tok, n_tok), dtype=bool), 1)
+    unseen = np.triu(np.ones((n_tok, n_tok), dtype=bool), 1)
+    if window:
+        unseen |= np.tril(np.ones((n_tok, n_tok), dtype=bool), -window)
     out = np.empty_like(q)
     for h in range(model.n_head):
-        score = (q[:, h] @ k[:, h // group].T).astype(np.float64) / np.sqrt(model.head_dim)
-        score[future] = -np.inf
+        score = (q[:, h] @ k[:, h // group].T).astype(np.float64) * model.score_scale
+        score[unseen] = -np.inf
         score -= score.max(axis=1, keepdims=True)
         weight = np.exp(score)
         weight /= weight.sum(axis=1, keepdims=True)
@@ -170,31 +209,50 @@ def linear(model, x, name):
     return y if bias is None else y + bias
 
 
-def layer(model, x, prefix, cos, sin):
+def activation(model, gate):
+    wide = gate.astype(np.float64)
+    if model.arch == "gemma3":
+        wide = 0.5 * wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide ** 3)))
+    else:
+        wide = wide / (1 + np.exp(-wide))
+    return wide.astype(gate.dtype)
+
+
+def layer(model, x, prefix, cos, sin, window):
     n_tok = x.shape[0]
     neighbours = model.arch == "llama"
     y = rms_norm(x, model.weight(prefix + "attn_norm.weight"), model.eps)
     q = linear(model, y, prefix + "attn_q").reshape(n_tok, model.n_head, -1)
     k = linear(model, y, prefix + "attn_k").reshape(n_tok, model.n_head_kv, -1)
     v = linear(model, y, prefix + "attn_v").reshape(n_tok, model.n_head_kv, -1)
-    if model.arch == "qwen3":
+    if model.arch in ("qwen3", "gemma3"):
         q = rms_norm(q, model.weight(prefix + "attn_q_norm.weight"), model.eps)
         k = rms_norm(k, model.weight(prefix + "attn_k_norm.weight"), model.eps)
     q, k = rotate(q, cos, sin, neighbours), rotate(k, cos, sin, neighbours)
-    x = x + linear(model, attention(model, q, k, v), prefix + "attn_output")
+    y = linear(model, attention(model, q, k, v, window), prefix + "attn_output")
+    if model.arch == "gemma3":
+        y = rms_norm(y, model.weight(prefix + "post_attention_norm.weight"), model.eps)
+    x = x + y
     y = rms_norm(x, model.weight(prefix + "ffn_norm.weight"), model.eps)
     gate, up = linear(model, y, prefix + "ffn_gate"), linear(model, y, prefix + "ffn_up")
-    wide = gate.astype(np.float64)
-    gate = (wide / (1 + np.exp(-wide))).astype(x.dtype)
-    return x + linear(model, gate * up, prefix + "ffn_down")
+    y = linear(model, activation(model, gate) * up, prefix + "ffn_down")
+    if model.arch == "gemma3":
+        y = rms_norm(y, model.weight(prefix + "post_ffw_norm.weight"), model.eps)
+    return x + y
 
 
 def forward(model, ids, progress=False):
     """Logits of every position, [n_tok, n_vocab] of the model's dtype."""
-    cos, sin = rope_angles(model, len(ids))
+    turns = rope_angles(model, len(ids), model.rope_base, model.rope_scale)
+    local_turns = rope_angles(model, len(ids), model.local_base, 1.0) if model.window else None
     x = model.weight("token_embd.weight", np.asarray(ids))
+    if model.arch == "gemma3":
+        x = x * model.dtype(model.n_embd ** 0.5)
     for i in range(model.n_layer):
-        x = layer(model, x, "blk.%d." % i, cos, sin)
+        if model.local[i]:
+            x = layer(model, x, "blk.%d." % i, *local_turns, model.window)
+        else:
+            x = layer(model, x, "blk.%d." % i, *turns, 0)
         if progress and sys.stderr.isatty():
             print("\r\033[Klayer %d of %d" % (i + 1, model.n_layer), end="", file=sys.stderr)
     x = rms_norm(x, model.weight("output_norm.weight"), model.eps)

@@ -15,6 +15,8 @@ weight type that dovetail reads and every branch of the architectures:
     tiny-f16     GGUF version 2, float types, RoPE over a part of the head, scaled linearly and by
                  factors, heads wider than n_embd / n_head
     tiny-qwen3   qwen3: heads of q and k with norms of their own, wider than n_embd / n_head
+    tiny-gemma3  gemma3: three layers, two of them with a window of 8 positions and a RoPE base of
+                 their own, norms behind the blocks, GELU, scaled embeddings, tied head
 """
 
 import pathlib
@@ -359,9 +361,10 @@ class Weights:
         self.tensors[name] = x, type_id
 
 
-def make_layer(weights, i, shape, types, attn_gain, ffn_gain, bias=False, qk_norm=0):
+def make_layer(weights, i, shape, types, attn_gain, ffn_gain, bias=False, qk_norm=0,
+               post_norm=False):
     """shape: (n_embd, Q, KV, n_ff); types: of q, k, v, o, gate, up, down; qk_norm: head size of
-    q's and k's norms."""
+    q's and k's norms; post_norm: norms behind the blocks, centred on the gains."""
     d, q, kv, ff = shape
     name = f"blk.{i}."
     weights.vector(name + "attn_norm.weight", d, 1, 0.1)
@@ -380,6 +383,9 @@ def make_layer(weights, i, shape, types, attn_gain, ffn_gain, bias=False, qk_nor
     weights.matrix(name + "ffn_gate.weight", ff, d, types[4], 1.5)
     weights.matrix(name + "ffn_up.weight", ff, d, types[5], 1.5)
     weights.matrix(name + "ffn_down.weight", d, ff, types[6], ffn_gain)
+    if post_norm:
+        weights.vector(name + "post_attention_norm.weight", d, attn_gain, 0.1)
+        weights.vector(name + "post_ffw_norm.weight", d, ffn_gain, 0.1)
 
 
 def model_keys(arch, name, n_ctx, n_layer, n_embd, n_ff, n_head, n_head_kv, rope_base, **more):
@@ -474,6 +480,21 @@ def make_qwen3(path):
     write_gguf(path, keys | vocab_keys, w.tensors)
 
 
+def make_gemma3(path):
+    vocab, vocab_keys = make_vocab("gpt-2", 35, True)
+    w = Weights(5)
+    w.tokens("token_embd.weight", vocab, 64, Q5_0, 0.35)
+    w.vector("output_norm.weight", 64, 1, 0.1)
+    types = [[Q4_0, Q5_0, Q8_0, Q4_K, Q4_0, Q4_0, Q6_K], [Q4_0, Q8_0, Q5_1, Q4_0, Q4_1, Q4_0, Q4_K],
+             [Q4_0, Q5_0, Q8_0, Q5_K, Q4_0, Q4_0, Q5_0]]
+    for i in range(3):
+        make_layer(w, i, (64, 256, 64, 256), types[i], 1.0, 1.2, qk_norm=64, post_norm=True)
+    keys = model_keys("gemma3", "tiny-gemma3", 2048, 3, 64, 256, 4, 1, 1e6,
+                      attention__key_length=64, attention__value_length=64,
+                      attention__sliding_window=8, attention__sliding_window_pattern=3)
+    write_gguf(path, keys | vocab_keys, w.tensors)
+
+
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "tests" / "data"
@@ -483,6 +504,7 @@ def main():
     make_iq4(folder / "tiny-iq4.gguf")
     make_f16(folder / "tiny-f16.gguf")
     make_qwen3(folder / "tiny-qwen3.gguf")
+    make_gemma3(folder / "tiny-gemma3.gguf")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,42 @@ static void test_defaults(void) {
     CHECK_OK(read_config(&c, WITH(U("expert_count", 0), U("attention.sliding_window", 0))));
 }
 
+/* The keys of gemma3 beside the base's, whose names say llama. */
+#define GEMMA                                                                                      \
+    {"general.architecture", TEXT, 0, "gemma3"}, {"gemma3.context_length", U32, 4096, NULL},       \
+        {"gemma3.embedding_length", U32, 96, NULL}, {"gemma3.block_count", U32, 7, NULL},          \
+        {"gemma3.feed_forward_length", U32, 160, NULL},                                            \
+        {"gemma3.attention.head_count", U32, 6, NULL},                                             \
+        {"gemma3.attention.layer_norm_rms_epsilon", F32, 0.5, NULL}, {                             \
+        "gemma3.vocab_size", U32, 500, NULL                                                        \
+    }
+
+static void test_gemma(void) {
+    dt_config c;
+    CHECK_OK(read_config(&c, WITH(GEMMA)));
+    CHECK(c.arch == DT_ARCH_GEMMA3 && c.qk_norm && c.post_norm && c.gate == DT_GATE_GELU);
+    CHECK(c.embd_scale == __builtin_sqrtf(96.0f) && c.attn_scale == 0.25f);
+    CHECK(c.window == 0 && !c.local[0] && !c.local_rope);
+    CHECK_OK(read_config(&c, WITH(GEMMA, {"gemma3.attention.sliding_window", U32, 512, NULL})));
+    CHECK(c.window == 512 && c.local_rope && c.rope_base_local == 10000 && c.rope_base == 10000);
+    CHECK(c.local[0] && c.local[4] && !c.local[5] && c.local[6]);
+    CHECK_OK(read_config(&c, WITH(GEMMA, {"gemma3.attention.sliding_window", U32, 512, NULL},
+                                 {"gemma3.attention.sliding_window_pattern", U32, 2, NULL},
+                                 {"gemma3.rope.freq_base_swa", F32, 5000, NULL})));
+    CHECK(c.local[0] && !c.local[1] && c.local[2] && c.rope_base_local == 5000);
+    CHECK_OK(read_config(&c, WITH(GEMMA, {"gemma3.attention.sliding_window", U32, 512, NULL},
+                                 {"gemma3.attention.sliding_window_pattern", U32, 0, NULL})));
+    CHECK(c.local[0] && c.local[5] && c.local[6] && !c.local[7]);
+    CHECK_FAILS(read_config(&c, WITH(GEMMA, {"gemma3.attention.sliding_window", U32, 512, NULL},
+                                    {"gemma3.attention.sliding_window_pattern", U32, 1e6, NULL})),
+        DT_ERR_INPUT, "sliding_window_pattern: want 0 to 1024");
+    CHECK_FAILS(read_config(&c, WITH(GEMMA, {"gemma3.final_logit_softcapping", F32, 30, NULL})),
+        DT_ERR_UNSUPPORTED,
+        "soft caps are not supported (key gemma3.final_logit_softcapping is 30");
+    CHECK_FAILS(read_config(&c, WITH(GEMMA, {"gemma3.attn_logit_softcapping", F32, 50, NULL})),
+        DT_ERR_UNSUPPORTED, "attn_logit_softcapping");
+}
+
 static void test_refusals(void) {
     dt_config c;
     static const char *const required[] = {"llama.context_length", "llama.embedding_length",
@@ -156,7 +192,7 @@ static void test_refusals(void) {
         const char *words;
     } cases[] = {
         {{"general.architecture", TEXT, 0, "mamba"}, DT_ERR_UNSUPPORTED,
-            "architecture \"mamba\" is not supported; supported are llama, qwen2, qwen3"},
+            "architecture \"mamba\" is not supported; supported are llama, qwen2, qwen3, gemma3"},
         {{"general.architecture", TEXT, 0, "\x1b[31mred"}, DT_ERR_UNSUPPORTED, "\"?[31mred\""},
         {{"general.architecture", U32, 1, NULL}, DT_ERR_INPUT, "want a text"},
         {U("expert_count", 8), DT_ERR_UNSUPPORTED, "experts are not supported"},
@@ -229,6 +265,12 @@ static void test_tiny_models(void) {
         CHECK(c->arch == DT_ARCH_QWEN3 && c->rope_pairing == DT_ROPE_HALVES && c->qk_norm);
         CHECK(c->head_dim == 32 && c->n_head_kv == 2 && !c->qkv_bias && !m->layers[0].bq);
         CHECK(m->layers[1].q_norm && m->layers[1].k_norm->ne[0] == 32);
+    }
+    dt_model_close(m);
+    CHECK_OK(dt_model_open(&m, data_path("tiny-gemma3.gguf")));
+    if (m) {
+        CHECK(m->config.arch == DT_ARCH_GEMMA3 && m->config.window == 8 && m->config.local[1]);
+        CHECK(!m->config.local[2] && m->layers[2].attn_post_norm && m->layers[2].ffn_post_norm);
     }
     dt_model_close(m);
     CHECK_OK(dt_model_open(&m, data_path("tiny-f16.gguf")));
@@ -339,6 +381,7 @@ int main(void) {
     }
     close(fd);
     test_defaults();
+    test_gemma();
     test_refusals();
     test_tiny_models();
     test_rope_factors();

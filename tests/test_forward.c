@@ -255,7 +255,7 @@ int main(void) {
         "tiny-llama.gguf", "tiny-qwen2.gguf", "tiny-draft.gguf", "tiny-f16.gguf", "tiny-iq4.gguf"};
     for (size_t i = 0; i < DT_COUNT(names); i++)
         check_model(names[i], true);
-    static const char *const others[] = {"tiny-qwen3.gguf"};
+    static const char *const others[] = {"tiny-qwen3.gguf", "tiny-gemma3.gguf"};
     for (size_t i = 0; i < DT_COUNT(others); i++)
         check_model(others[i], false);
     check_way("tiny-qwen2.gguf", DT_MATMUL_FLOAT, "c");
@@ -263,6 +263,7 @@ int main(void) {
     check_way("tiny-qwen2.gguf", DT_MATMUL_OPENBLAS, NULL);
 #endif
     check_long("tiny-qwen2.gguf");
+    check_long("tiny-gemma3.gguf");
     check_bad_batches("tiny-qwen2.gguf");
     dt_topo_close(topo);
     return test_end();

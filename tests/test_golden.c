@@ -120,5 +120,6 @@ int main(void) {
     check_model(folder, "tiny-iq4", true);
     check_model(folder, "tiny-f16", false);
     check_model(folder, "tiny-qwen3", true);
+    check_model(folder, "tiny-gemma3", true);
     return test_end();
 }

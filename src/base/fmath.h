@@ -62,6 +62,13 @@ static inline float dt_silu_f32(float x) {
     return x / (1.0f + dt_exp_f32(-x));
 }
 
+/* The tanh form of GELU, x (1 + tanh z) / 2 with z = sqrt(2 / pi) (x + 0.044715 x^3), as
+ * x / (1 + e^-2z), which it equals and which keeps the precision of small results. */
+static inline float dt_gelu_f32(float x) {
+    float t = x * __builtin_fmaf(x * x, -0.0713548163f, -1.59576912f);
+    return x / (1.0f + dt_exp_f32(t));
+}
+
 /* Double precision, plain multiplications and additions only; within 4 units in the last place.
  * log: x > 0 and finite. sin and cos: |x| < 2^30. pow: base > 0. */
 double dt_log_f64(double x);

@@ -6,11 +6,12 @@
 #include "src/base/dtype.h"
 #include "tests/check/check.h"
 
-enum { CACHE_ROWS = 1152, ROWS_MAX = 24, DIM_MAX = 128, HEADS_MAX = 8 };
+enum { CACHE_ROWS = 1152, ROWS_MAX = 24, DIM_MAX = 256, HEADS_MAX = 8 };
 
 typedef struct attn_case {
     int head_dim, n_group, n_rows, n_committed, position0;
     int n_positions[ROWS_MAX];
+    int poisoned; /* a position whose value is NaN; -1: none */
     int32_t ancestors[ROWS_MAX][64];
     dt_attn_row rows[ROWS_MAX];
     uint16_t *keys, *values;
@@ -20,7 +21,7 @@ typedef struct attn_case {
 } attn_case;
 
 static void make_case(attn_case *c, test_rng *rng) {
-    static const int dims[] = {16, 24, 64, 80, 128};
+    static const int dims[] = {16, 24, 64, 80, 128, 256};
     c->head_dim = dims[test_rng_below(rng, DT_COUNT(dims))];
     c->n_group = 1 + (int)test_rng_below(rng, HEADS_MAX);
     c->n_rows = 1 + (int)test_rng_below(rng, ROWS_MAX);
@@ -39,6 +40,9 @@ static void make_case(attn_case *c, test_rng *rng) {
     c->q = check_memory(n_q * sizeof(float));
     for (size_t i = 0; i < n_q; i++)
         c->q[i] = check_normal(rng) * (test_rng_below(rng, 50) ? 1.0f : 30.0f);
+    /* A third of the cases have a sliding window, smaller or larger than a range. */
+    int window = test_rng_below(rng, 3) ? 0 : 1 + (int)test_rng_below(rng, 700);
+    int last = 0;
     for (int r = 0; r < c->n_rows; r++) {
         /* A chain, or ancestors that lie apart in the rows after the committed ones. */
         int depth = 1 + (int)test_rng_below(rng, 40), at = c->n_committed;
@@ -48,8 +52,15 @@ static void make_case(attn_case *c, test_rng *rng) {
             at += 1 + (apart ? (int)test_rng_below(rng, 2) : 0);
         }
         c->n_positions[r] = c->n_committed + depth;
-        c->rows[r] = (dt_attn_row){c->n_positions[r], c->ancestors[r]};
+        int first = window ? DT_MAX(c->n_positions[r] - window, 0) : 0;
+        c->rows[r] = (dt_attn_row){c->n_positions[r], c->ancestors[r], first};
+        last = DT_MAX(last, first);
     }
+    /* What a row does not see must not reach it through the rows that do. */
+    c->poisoned = last > 0 && last <= c->n_committed ? last - 1 : -1;
+    if (c->poisoned >= 0)
+        for (int d = 0; d < c->head_dim; d++)
+            c->values[c->poisoned * v_stride + d] = 0x7e00;
     size_t stride = (size_t)v_stride + 16;
     c->n_part = (size_t)c->n_rows * (size_t)c->n_group * stride;
     c->part = check_memory(c->n_part * sizeof(float));
@@ -69,8 +80,15 @@ static double error_of(const attn_case *c) {
             const float *q = c->q + (r * c->n_group + g) * c->head_dim;
             const float *part = c->part + (size_t)(r * c->n_group + g) * c->range.part_stride;
             double scores[DT_ATTN_RANGE], max = -INFINITY, size = 0, sum = 0;
-            int at[DT_ATTN_RANGE], n = 0;
-            for (int p = c->position0; p < c->n_positions[r] && n < DT_ATTN_RANGE; p++, n++) {
+            int at[DT_ATTN_RANGE], n = 0, first = c->rows[r].first;
+            if (first <= c->poisoned && c->poisoned >= c->position0 &&
+                c->poisoned < c->position0 + DT_ATTN_RANGE) {
+                if (part[16] == part[16])
+                    return INFINITY;
+                continue;
+            }
+            for (int p = DT_MAX(c->position0, first);
+                 p < DT_MIN(c->n_positions[r], c->position0 + DT_ATTN_RANGE); p++, n++) {
                 at[n] = p < c->n_committed ? p : c->ancestors[r][p - c->n_committed];
                 double s = 0, absolute = 0;
                 for (int d = 0; d < c->head_dim; d++) {
@@ -116,6 +134,25 @@ static void call_range(void *arg) {
     c->table->attn_range(c->range);
 }
 
+/* Each row alone must give what it gave among the others. */
+static bool same_alone(const attn_case *c, const float *want) {
+    size_t stride = c->range.part_row_stride;
+    for (int r = 0; r < c->n_rows; r++) {
+        dt_attn_range one = c->range;
+        one.n_rows = 1;
+        one.rows += r;
+        one.q += (size_t)r * one.q_stride;
+        one.part += (size_t)r * stride;
+        dt_kernels table;
+        dt_kernels_get(&table, DT_ISA_C);
+        table.attn_range(&one);
+        for (size_t i = 0; i < stride; i++)
+            if (!check_same(want[(size_t)r * stride + i], one.part[i]))
+                return false;
+    }
+    return true;
+}
+
 static int check_one(const check_run *run, test_rng *rng, const dt_kernels *table) {
     attn_case c;
     make_case(&c, rng);
@@ -126,6 +163,8 @@ static int check_one(const check_run *run, test_rng *rng, const dt_kernels *tabl
         return check_failed(run, "attn_range", "the C reference is %.2f of the bound off", error);
     float *want = check_memory(c.n_part * sizeof(float));
     memcpy(want, c.part, c.n_part * sizeof(float));
+    if (!same_alone(&c, want))
+        return check_failed(run, "attn_range", "a row depends on its neighbours");
     memset(c.part, 0xa5, c.n_part * sizeof(float));
     if (!check_survives(call_range, &(call){table, &c.range}))
         return check_failed(run, "attn_range", "died of %s", check_signal);
@@ -159,7 +198,7 @@ static dt_attn_range_fn right;
 static void break_newest(const dt_attn_range *a) {
     dt_attn_row rows[ROWS_MAX];
     for (int r = 0; r < a->n_rows; r++)
-        rows[r] = (dt_attn_row){a->rows[r].n_positions - 1, a->rows[r].ancestors};
+        rows[r] = (dt_attn_row){a->rows[r].n_positions - 1, a->rows[r].ancestors, a->rows[r].first};
     dt_attn_range b = *a;
     b.rows = rows;
     right(&b);
@@ -171,7 +210,17 @@ static void break_row_places(const dt_attn_range *a) {
     for (int i = 0; i < 64; i++)
         chain[i] = a->n_committed + i;
     for (int r = 0; r < a->n_rows; r++)
-        rows[r] = (dt_attn_row){a->rows[r].n_positions, chain};
+        rows[r] = (dt_attn_row){a->rows[r].n_positions, chain, a->rows[r].first};
+    dt_attn_range b = *a;
+    b.rows = rows;
+    right(&b);
+}
+
+static void break_window(const dt_attn_range *a) {
+    dt_attn_row rows[ROWS_MAX];
+    for (int r = 0; r < a->n_rows; r++)
+        rows[r] = (dt_attn_row){
+            a->rows[r].n_positions, a->rows[r].ancestors, DT_MAX(a->rows[r].first - 1, 0)};
     dt_attn_range b = *a;
     b.rows = rows;
     right(&b);
@@ -194,7 +243,8 @@ int check_attn_breaks(const check_run *run) {
         dt_attn_range_fn fn;
     } breaks[] = {{"the newest key is forgotten", break_newest},
         {"a tree's rows are taken as a chain", break_row_places},
-        {"a wrong last lane", break_last_lane}, {"a write past the end", break_beyond}};
+        {"a window one key too long", break_window}, {"a wrong last lane", break_last_lane},
+        {"a write past the end", break_beyond}};
     int n_missed = 0;
     right = run->c.attn_range;
     for (size_t i = 0; i < DT_COUNT(breaks); i++) {
@@ -225,8 +275,8 @@ void check_attn_bench(const check_run *run, const char *pattern) {
         do {
             check_memory_reset();
             make_case(&c, &rng);
-        } while (
-            c.head_dim != 128 || c.n_group != 6 || c.n_committed < 512 || c.n_rows < n_rows[i]);
+        } while (c.head_dim != 128 || c.n_group != 6 || c.n_committed < 512 ||
+                 c.n_rows < n_rows[i] || c.rows[0].first > 0);
         c.range.n_rows = n_rows[i];
         c.range.position0 = 0;
         double samples[31];

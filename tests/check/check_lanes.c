@@ -15,8 +15,8 @@ typedef struct lanes_case {
 
 /* Every kernel on the same data; out holds its results one after the other, poison between. */
 typedef struct lanes_out {
-    float norm[N_MAX + GUARD], gate[N_MAX + GUARD], sum[N_MAX + GUARD], turned[N_MAX + GUARD],
-        combined[N_MAX + GUARD];
+    float norm[N_MAX + GUARD], gate[N_MAX + GUARD], gelu[N_MAX + GUARD], rest[N_MAX + GUARD],
+        sum[N_MAX + GUARD], turned[N_MAX + GUARD], combined[N_MAX + GUARD];
     uint16_t half[N_MAX + GUARD];
 } lanes_out;
 
@@ -34,6 +34,12 @@ static void run_all(void *arg) {
     memset(out, 0xa5, sizeof *out);
     k->rms_norm(out->norm, c->x, c->w, c->n, 1e-6f);
     k->swiglu(out->gate, c->x, c->y, c->n);
+    k->geglu(out->gelu, c->x, c->y, c->n);
+    int8_t q[N_MAX];
+    for (int i = 0; i < c->n; i++)
+        q[i] = (int8_t)(i * 37 % 255 - 127);
+    memcpy(out->rest, c->x, (size_t)c->n * sizeof(float));
+    k->subtract_q8(out->rest, q, c->w, 32, c->n / 32 * 32);
     memcpy(out->sum, c->x, (size_t)c->n * sizeof(float));
     k->add(out->sum, c->y, c->n);
     memcpy(out->turned, c->x, (size_t)c->n * sizeof(float));
@@ -75,6 +81,15 @@ static const char *against_double(const lanes_case *c, const lanes_out *out) {
         /* Below -88 the exponential stays at e^88: x / e^88 instead of 0. */
         if (fabs(out->gate[i] - gate) > fabs(gate) * 12 * eps + 1e-34)
             return "swiglu";
+        double x = c->x[i], z = 0.7978845608028654 * (x + 0.044715 * x * x * x);
+        double gelu = x / (1.0 + exp(-2.0 * z)) * c->y[i];
+        /* The exponent is rounded twice at its own size. */
+        if (fabs(out->gelu[i] - gelu) >
+            fabs(gelu) * (12 + 6 * fmin(fabs(z), 44.0)) * eps + 1e-34 * (1 + fabs(c->y[i])))
+            return "geglu";
+        double step = i < c->n / 32 * 32 ? (double)c->w[i / 32] * (i * 37 % 255 - 127) : 0.0;
+        if (fabs(out->rest[i] - (c->x[i] - step)) > fabs(c->x[i] - step) * eps)
+            return "subtract_q8";
         if (out->half[i] != dt_f32_to_f16(c->x[i]))
             return "to_f16";
     }
@@ -110,6 +125,8 @@ static int check_tables(const check_run *run, const dt_kernels *table) {
             return check_failed(run, "lanes", "died of %s", check_signal);
         const char *name = compare_floats(want.norm, got.norm)             ? "rms_norm"
                            : compare_floats(want.gate, got.gate)           ? "swiglu"
+                           : compare_floats(want.gelu, got.gelu)           ? "geglu"
+                           : compare_floats(want.rest, got.rest)           ? "subtract_q8"
                            : compare_floats(want.sum, got.sum)             ? "add"
                            : compare_floats(want.turned, got.turned)       ? "rope"
                            : compare_floats(want.combined, got.combined)   ? "attn_combine"
