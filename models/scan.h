@@ -65,7 +65,7 @@ static inline int32_t dt_scan_argmax(const dt_scan *scan, const float *logits) {
 
 /* e^x for x <= 0 within 2e-7 of itself; 0 below -80 and for NaN. No fused operations: without the
  * instruction they would be library calls. */
-static inline float dt_scan_exp(float x) {
+DT_FMATH float dt_scan_exp(float x) {
     float c = x > -80.0f ? x : -80.0f;
     float n = dt_rint_f32(c * 1.44269504f);
     float r = c - n * 0.693359375f;
@@ -89,11 +89,12 @@ static inline void dt_scan_exp_block(
         out[j] = dt_scan_exp((x[j] - best) * scale);
 }
 
-/* Sum over all logits of e^((l - best) * scale), blocks wholly below best - reach / scale left out.
- * `best` must be finite. */
-static inline double dt_scan_exp_sum(
+/* Sum over all logits of e^((l - best) * scale) in units of 2^-32, blocks wholly below best - reach
+ * / scale left out. `best` must be finite. Lanes of a block are float sums, all else are integers,
+ * so that blocks may be added in any order. */
+static inline int64_t dt_scan_exp_sum(
     const dt_scan *scan, const float *logits, float scale, float reach) {
-    double sum = 0.0;
+    int64_t sum = 0;
     for (int b = 0; b < scan->n_blocks; b++) {
         if (!((scan->block[b] - scan->best) * scale >= -reach))
             continue;
@@ -109,7 +110,7 @@ static inline double dt_scan_exp_sum(
         for (int j = 0; i < n; i++, j++)
             lanes[j] += dt_scan_exp((x[i] - scan->best) * scale);
         for (int j = 0; j < DT_SCAN_LANES; j++)
-            sum += (double)lanes[j];
+            sum += (int64_t)(lanes[j] * 0x1p32f);
     }
     return sum;
 }

@@ -1,14 +1,11 @@
 #include "models/topk.h"
 
+#include <string.h>
+
 #include "models/scan.h"
 #include "src/base/noise.h"
 
-enum {
-    N_RANKED = 64,        /* the longest list kept; DT_TOPK_FILTERED at most */
-    N_WEIGHED = 32,       /* candidates whose weights normalise noisy scores */
-    N_BLOCKS_NOISY = 512, /* blocks looked into for noisy candidates at most, if it can be helped */
-    N_NOISE_MAX = 8192,   /* tokens that get noise at most: some 60 us */
-};
+enum { N_RANKED = 64 }; /* the longest list kept; DT_TOPK_FILTERED at most */
 
 _Static_assert((int)DT_TOPK_FILTERED <= (int)N_RANKED, "the list holds the filtered candidates");
 
@@ -84,29 +81,22 @@ static void filter(ranking *list, const dt_topk_args *args) {
         list->n--;
 }
 
-static void topk_filtered(dt_topk *out, const dt_scan *scan, const float *logits,
-    const dt_topk_args *args, double scale) {
-    ranking near = {.n_max = DT_TOPK_FILTERED};
-    rank_logits(&near, scan, logits);
-    for (int i = 0; i < near.n; i++)
-        near.values[i] /= (double)args->temperature;
-    filter(&near, args);
-    ranking list = {.n_max = N_RANKED};
-    for (int i = 0; i < near.n; i++) {
-        uint32_t bits = dt_noise_bits(args->seed, args->position, near.tokens[i]);
-        rank_insert(&list, near.tokens[i], near.values[i] + dt_noise_gumbel(bits));
+/* The filtered list gets its noise. */
+static void add_noise(ranking *list, const ranking *near, const dt_topk_args *args) {
+    for (int i = 0; i < near->n; i++) {
+        uint32_t bits = dt_noise_bits(args->seed, args->position, near->tokens[i]);
+        rank_insert(list, near->tokens[i], near->values[i] + dt_noise_gumbel(bits));
     }
-    give(out, &list, args->k, scale, log_weight(&list, scale));
 }
 
 /* How far below the best logit (in units of the temperature) blocks are looked into. */
 static float noisy_reach(const dt_scan *scan, float inverse) {
-    static const float reaches[] = {23.0f, 16.0f, 12.0f, 9.0f, 7.0f, 5.0f, 3.5f};
+    static const float reaches[] = DT_TOPK_REACHES;
     for (int i = 0; i < (int)DT_COUNT(reaches); i++) {
         int n = 0;
         for (int b = 0; b < scan->n_blocks; b++)
             n += (scan->best - scan->block[b]) * inverse <= reaches[i];
-        if (n <= N_BLOCKS_NOISY)
+        if (n <= DT_TOPK_NOISE_BLOCKS)
             return reaches[i];
     }
     return reaches[DT_COUNT(reaches) - 1];
@@ -139,22 +129,68 @@ static int rank_noisy(ranking *list, const float *logits, const dt_topk_args *ar
     return n;
 }
 
-static void topk_noisy(dt_topk *out, const dt_scan *scan, const float *logits,
-    const dt_topk_args *args, double scale) {
+static void rank_by_noise(
+    ranking *list, const dt_scan *scan, const float *logits, const dt_topk_args *args) {
     float inverse = 1.0f / args->temperature;
     float limit = scan->best - noisy_reach(scan, inverse) * args->temperature;
-    ranking list = {.n_max = N_WEIGHED};
     int n_noise = 0;
-    for (int b = 0; b < scan->n_blocks && n_noise < N_NOISE_MAX; b++) {
+    for (int b = 0; b < scan->n_blocks && n_noise < DT_TOPK_NOISE_TOKENS; b++) {
         if (!(scan->block[b] >= limit))
             continue;
         int end = DT_MIN((b + 1) * scan->n_block, scan->n);
         for (int first = b * scan->n_block; first < end; first += DT_SCAN_BLOCK)
-            n_noise += rank_noisy(&list, logits, args, limit, scan->block[b], first,
+            n_noise += rank_noisy(list, logits, args, limit, scan->block[b], first,
                 DT_MIN(first + DT_SCAN_BLOCK, end));
     }
-    /* The sum of all e^z is dominated by its largest terms, which are in the list. */
-    give(out, &list, args->k, scale, log_weight(&list, scale));
+}
+
+dt_topk_mode dt_topk_mode_of(const dt_topk_args *args) {
+    if (!(args->temperature > 0.0f) || !args->noise)
+        return DT_TOPK_PLAIN;
+    bool filters =
+        args->top_k > 0 || (args->top_p > 0.0f && args->top_p < 1.0f) || args->min_p > 0.0f;
+    return filters ? DT_TOPK_BY_LIST : DT_TOPK_BY_NOISE;
+}
+
+/* Of a logit, or of z where there is noise. */
+static double score_scale(const dt_topk_args *args) {
+    double tau = args->tau > 0.0f ? (double)args->tau : 1.0;
+    if (dt_topk_mode_of(args) != DT_TOPK_PLAIN)
+        return 1.0 / tau;
+    return args->temperature > 0.0f ? 1.0 / ((double)args->temperature * tau) : 1.0;
+}
+
+float dt_topk_scale(const dt_topk_args *args) {
+    return (float)score_scale(args);
+}
+
+void dt_topk_finish(dt_topk *out, const int32_t *tokens, const double *values, int n, float best,
+    int64_t sum, const dt_topk_args *args) {
+    double scale = score_scale(args);
+    ranking list = {.n = DT_MIN(n, N_RANKED), .n_max = N_RANKED};
+    memcpy(list.tokens, tokens, (size_t)list.n * sizeof *tokens);
+    memcpy(list.values, values, (size_t)list.n * sizeof *values);
+    out->n = 0;
+    if (list.n == 0)
+        return;
+    switch (dt_topk_mode_of(args)) {
+    case DT_TOPK_PLAIN:
+        give(out, &list, args->k, scale, dt_log_f64((double)sum * 0x1p-32) + (double)best * scale);
+        return;
+    case DT_TOPK_BY_LIST: {
+        ranking noisy = {.n_max = N_RANKED};
+        for (int i = 0; i < list.n; i++)
+            list.values[i] /= (double)args->temperature;
+        filter(&list, args);
+        add_noise(&noisy, &list, args);
+        give(out, &noisy, args->k, scale, log_weight(&noisy, scale));
+        return;
+    }
+    case DT_TOPK_BY_NOISE:
+        /* The sum of all e^z is dominated by its largest terms, which are in the list. */
+        give(out, &list, args->k, scale, log_weight(&list, scale));
+        return;
+    }
 }
 
 void dt_topk_row(dt_topk *out, const float *logits, int n_vocab, const dt_topk_args *args) {
@@ -164,20 +200,21 @@ void dt_topk_row(dt_topk *out, const float *logits, int n_vocab, const dt_topk_a
     float infinity = __builtin_inff();
     if (!(scan.best > -infinity && scan.best < infinity))
         return; /* nothing to tell apart */
-    bool warm = args->temperature > 0.0f;
-    double tau = args->tau > 0.0f ? (double)args->tau : 1.0;
-    if (warm && args->noise) {
-        bool filters =
-            args->top_k > 0 || (args->top_p > 0.0f && args->top_p < 1.0f) || args->min_p > 0.0f;
-        if (filters)
-            topk_filtered(out, &scan, logits, args, 1.0 / tau);
-        else
-            topk_noisy(out, &scan, logits, args, 1.0 / tau);
-        return;
-    }
-    double scale = warm ? 1.0 / ((double)args->temperature * tau) : 1.0;
     ranking list = {.n_max = DT_MIN(args->k, DT_TOPK_MAX)};
-    rank_logits(&list, &scan, logits);
-    double sum = dt_scan_exp_sum(&scan, logits, (float)scale, 16.0f);
-    give(out, &list, args->k, scale, dt_log_f64(sum) + (double)scan.best * scale);
+    int64_t sum = 0;
+    switch (dt_topk_mode_of(args)) {
+    case DT_TOPK_PLAIN:
+        rank_logits(&list, &scan, logits);
+        sum = dt_scan_exp_sum(&scan, logits, dt_topk_scale(args), DT_TOPK_SUM_REACH);
+        break;
+    case DT_TOPK_BY_LIST:
+        list.n_max = DT_TOPK_FILTERED;
+        rank_logits(&list, &scan, logits);
+        break;
+    case DT_TOPK_BY_NOISE:
+        list.n_max = DT_TOPK_WEIGHED;
+        rank_by_noise(&list, &scan, logits, args);
+        break;
+    }
+    dt_topk_finish(out, list.tokens, list.values, list.n, scan.best, sum, args);
 }

@@ -1,13 +1,10 @@
 #include "src/base/fmath.h"
 
+#include "src/base/fmath_log.h"
+
 /* Everything here is built from IEEE additions, multiplications and divisions in the order written
  * (-ffp-contract=off), so that any machine computes the same bits. Series are plain Taylor series:
  * their ranges are reduced until the next term is below half a unit in the last place. */
-
-/* ln 2 in two parts: the first has 42 bits, so that its product with an exponent is exact. */
-#define LN2_HI 0x1.62e42fefa3800p-1
-#define LN2_LO 0x1.ef35793c76730p-45
-#define INV_LN2 0x1.71547652b82fep+0
 
 /* pi / 2 in parts of 23 bits, so that n times a part is exact for n < 2^30, and a tail. */
 #define PIO2_1 0x1.921fb40000000p+0
@@ -17,66 +14,16 @@
 #define PIO2_5 0x1.701b839a25205p-92
 #define TWO_OVER_PI 0x1.45f306dc9c883p-1
 
+#define INV_LN2 0x1.71547652b82fep+0
 #define ROUNDER 0x1.8p52 /* adding and subtracting it rounds to an integer, |x| < 2^51 */
-
-static double bits_f64(uint64_t u) {
-    double d;
-    memcpy(&d, &u, sizeof d);
-    return d;
-}
-
-static uint64_t f64_bits(double d) {
-    uint64_t u;
-    memcpy(&u, &d, sizeof u);
-    return u;
-}
 
 /* 2^n for -1022 <= n <= 1023. */
 static double power_of_two(int n) {
     return bits_f64((uint64_t)(n + 1023) << 52);
 }
 
-/* x = 2^exponent m with sqrt(1/2) <= m < sqrt(2); returns m. */
-static double split_exponent(int *exponent, double x) {
-    int n = 0;
-    if (x < 0x1p-1022) { /* subnormal */
-        x *= 0x1p54;
-        n = -54;
-    }
-    uint64_t u = f64_bits(x);
-    n += (int)(u >> 52) - 1023;
-    u = (u & 0x000fffffffffffff) | 0x3ff0000000000000;
-    double m = bits_f64(u);
-    if (m >= 0x1.6a09e667f3bcdp+0) {
-        m *= 0.5;
-        n++;
-    }
-    *exponent = n;
-    return m;
-}
-
-/* log(1 + f) = 2 atanh(s), s = f / (2 + f), |s| < 0.172: 2 s + s R(s^2), where 2 s = f - s f is
- * taken from the exact f to keep the last bits. */
 double dt_log_f64(double x) {
-    int n;
-    double f = split_exponent(&n, x) - 1.0;
-    double s = f / (2.0 + f);
-    double z = s * s;
-    double r = 2.0 / 23;
-    r = r * z + 2.0 / 21;
-    r = r * z + 2.0 / 19;
-    r = r * z + 2.0 / 17;
-    r = r * z + 2.0 / 15;
-    r = r * z + 2.0 / 13;
-    r = r * z + 2.0 / 11;
-    r = r * z + 2.0 / 9;
-    r = r * z + 2.0 / 7;
-    r = r * z + 2.0 / 5;
-    r = r * z + 2.0 / 3;
-    r = r * z;
-    double half = 0.5 * f * f;
-    double k = (double)n;
-    return k * LN2_HI - ((half - (s * (half + r) + k * LN2_LO)) - f);
+    return log_f64(x);
 }
 
 /* e^(x + low), |low| far below |x|'s last bits or tiny. */

@@ -11,33 +11,45 @@
 #include <stdint.h>
 #include <string.h>
 
+/* The inline functions here are device code too, where nvcc reads them. */
+#ifdef __CUDACC__
+#define DT_FMATH static inline __host__ __device__
+#else
+#define DT_FMATH static inline
+#endif
+
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) ||     \
     __FINITE_MATH_ONLY__ > 0
 #error "the bits of float operations are part of the product: build without -ffast-math"
 #endif
 /* 16 is what compilers say where half precision is computed as itself; the others are as with 0. */
-_Static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16,
-    "float and double must be evaluated in their own precision (x86: -mfpmath=sse)");
+#ifdef __cplusplus
+static_assert
+#else
+_Static_assert
+#endif
+    (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16,
+        "float and double must be evaluated in their own precision (x86: -mfpmath=sse)");
 
-static inline float dt_bits_f32(uint32_t u) {
+DT_FMATH float dt_bits_f32(uint32_t u) {
     float f;
     memcpy(&f, &u, sizeof f);
     return f;
 }
 
-static inline uint32_t dt_f32_bits(float f) {
+DT_FMATH uint32_t dt_f32_bits(float f) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
     return u;
 }
 
 /* Round to nearest even for |x| <= 2^22. */
-static inline float dt_rint_f32(float x) {
+DT_FMATH float dt_rint_f32(float x) {
     return (x + 12582912.0f) - 12582912.0f;
 }
 
 /* e^x within 2 units in the last place. Up to -87 it is 0, above 88 it is e^88; NaN gives 0. */
-static inline float dt_exp_f32(float x) {
+DT_FMATH float dt_exp_f32(float x) {
     float c = x > -87.0f ? x : -87.0f;
     c = c < 88.0f ? c : 88.0f;
     float n = dt_rint_f32(c * 1.44269504f);
@@ -58,7 +70,7 @@ static inline float dt_exp_f32(float x) {
 }
 
 /* x / (1 + e^-x). */
-static inline float dt_silu_f32(float x) {
+DT_FMATH float dt_silu_f32(float x) {
     return x / (1.0f + dt_exp_f32(-x));
 }
 
