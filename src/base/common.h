@@ -10,6 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum dt_err {
     DT_OK = 0,
     DT_ERR_INPUT,       /* a file, a prompt or an option says something impossible */
@@ -51,5 +55,9 @@ dt_err dt_err_prefix(dt_err code, const char *format, ...) __attribute__((format
 static inline size_t dt_round_up(size_t value, size_t step) {
     return (value + step - 1) / step * step;
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
