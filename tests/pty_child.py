@@ -73,7 +73,7 @@ class Terminal:
                 found = re.compile(pattern, re.S).search(self.text, start)
                 if found:
                     return found.end()
-                raise AssertionError("%r does not come after %r" % (pattern, self.text[start:]))
+                raise AssertionError("%r does not come after %r" % (pattern, self.text[start:][-400:]))
             self.pump(0.05)
 
     def type(self, text):
@@ -100,7 +100,7 @@ class Terminal:
             if time.monotonic() > deadline:
                 self.signal(signal.SIGKILL)
                 os.waitpid(self.pid, 0)
-                raise AssertionError("the program does not end; it shows %r" % self.text)
+                raise AssertionError("the program does not end; it shows %r" % self.text[-400:])
         self.pump(0.05)
         return os.waitstatus_to_exitcode(self.status)
 
