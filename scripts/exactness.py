@@ -121,7 +121,9 @@ def factor_settings(args, levels):
     yield "draft 16", PLAIN, chain(args, 16), False
     yield "tree of 16, 4 children", PLAIN, tree(args, 16, 4, 8), False
     yield "n-gram", PLAIN, ["--draft", "ngram", "--no-guard"], False
-    yield "guard on", PLAIN, ["-d", args.models[1]], False
+    yield "model alone", PLAIN, ["-d", args.models[1], "--draft", "model"], False
+    yield "model and n-gram", PLAIN, ["-d", args.models[1], "--no-guard"], False
+    yield "planned", PLAIN, ["-d", args.models[1]], False
     for n in (1, 2):
         yield "threads %d" % n, PLAIN, PLAIN + ["-t", str(n)], False
     for n in (1, 7, 512):
@@ -139,13 +141,14 @@ def random_settings(args, levels, rng):
     fast = [level for level in levels if level != "c"] or levels
     for i in range(args.n_random):
         temperature = rng.choice(sorted(TEMPERATURES))
-        source = rng.choice(["model", "model", "model", "ngram", "none"])
+        source = rng.choice(["model", "model", "auto", "auto", "ngram", "none"])
         flags = ["--draft", source]
-        if source == "model":
+        if source in ("model", "auto"):
             flags += ["-d", args.models[1]]
         if source != "none":
-            flags += ["--tree", str(rng.randint(2, 33)), "--depth", str(rng.randint(1, 16)),
-                      "--topk", str(rng.randint(1, 8))]
+            if rng.random() < 0.7:
+                flags += ["--tree", str(rng.randint(2, 33)), "--depth", str(rng.randint(1, 16)),
+                          "--topk", str(rng.randint(1, 8))]
             flags += rng.choice([[], ["--no-guard"]])
             flags += rng.choice([[], [], ["--independent-noise"]])
         flags += ["-t", str(rng.randint(1, 2)), "--prefill-batch", str(rng.randint(1, 64)),
@@ -314,7 +317,7 @@ def parse():
         args.slow_prompts, args.slow_tokens, args.n_random = 1, 8, 2
         args.only = args.only or (
             "^main|^random|^controls|"
-            "factors (draft 4|tree|n-gram|prompt in pieces of 7|threads 1|isa avx)")
+            "factors (draft 4|tree|model alone|planned|n-gram|prompt in pieces of 7|threads 1|isa avx)")
     args.slow_prompts = args.slow_prompts or args.n_prompts
     args.slow_tokens = args.slow_tokens or args.n_tokens
     args.seed = random.randrange(1 << 32) if args.seed is None else args.seed

@@ -70,7 +70,7 @@ typedef struct dt_sampling {
 void dt_sampling_default(dt_sampling *out);
 
 typedef enum dt_draft_kind {
-    DT_DRAFT_AUTO, /* model if the engine has one, else ngram */
+    DT_DRAFT_AUTO, /* model and n-grams if the engine has a draft, else n-grams */
     DT_DRAFT_MODEL,
     DT_DRAFT_NGRAM,
     DT_DRAFT_NONE,
@@ -160,7 +160,7 @@ typedef struct dt_stats {
     double plain_tokens_per_second; /* measured in steps without a draft; 0: not measured */
     double prefill_seconds, decode_seconds, verify_seconds, sample_seconds, wait_seconds,
         draft_seconds;
-    const char *draft_source; /* "model", "ngram", "none", or the own draft's name */
+    const char *draft_source; /* "model", "ngram", "model+ngram", "none", or the own draft's name */
     const char *draft_device; /* "cpu", "cuda", "none" */
     const char *draft_state;  /* "on", "off" (does not pay), "dead" (failed), "none" */
     const char *numerics;     /* numerics id */

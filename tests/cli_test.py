@@ -194,7 +194,7 @@ def test_stats():
     stats, _ = stats_of("-d", DRAFT, "-p", "hello", "-n", "40", "--ignore-eos")
     check(KEYS <= set(stats), "lacks %s" % (KEYS - set(stats)))
     check(stats["tokens"] == 40 and stats["stop"] == "budget", "tokens %d" % stats["tokens"])
-    check(stats["draft"]["source"] == "model" and stats["draft"]["device"] == "cpu", "draft")
+    check(stats["draft"]["source"] == "model+ngram" and stats["draft"]["device"] == "cpu", "draft")
     check(stats["steps"] + stats["accepted"] >= 40, "steps and accepted are too few")
     length = 1 + stats["accepted"] / stats["steps"]
     check(abs(stats["mean_acceptance_length"] - length) < 1e-6, "mean_acceptance_length")
@@ -220,7 +220,7 @@ def test_same_text():
     check(base != drawn, "temperature changes nothing")
     for more in (["-d", DRAFT], ["-d", DRAFT, "--no-guard", "--tree", "9", "--depth", "8", "--topk",
                  "1"], ["-d", DRAFT, "--tree", "16", "--topk", "4", "--independent-noise"],
-                 ["--draft", "ngram", "--no-guard"], ["-t", "1"], ["--prefill-batch", "1"],
+                 ["-d", DRAFT, "--draft", "model"], ["--draft", "ngram", "--no-guard"], ["-t", "1"], ["--prefill-batch", "1"],
                  ["-d", DRAFT, "--draft", "none", "-t", "2"]):
         args = [*RUN, "-p", "hello", "-n", "64", "--ignore-eos", *more]
         check(works(*args).out == base, "%s: another text" % more)

@@ -131,6 +131,9 @@ static const way ways[] = {
     {"tree 9, own noise", DT_DRAFT_MODEL, 0.3f, 9, 7, 3, 0, false, true},
     {"useless draft", DT_DRAFT_MODEL, 50.0f, 16, 7, 3, 0, false, false},
     {"n-gram", DT_DRAFT_NGRAM, 0, 8, 0, 2, 0, false, false},
+    {"model and n-gram", DT_DRAFT_AUTO, 0.5f, 0, 0, 0, 0, false, false},
+    {"model and n-gram, planned", DT_DRAFT_AUTO, 0.5f, 0, 0, 0, 0, true, false},
+    {"model and n-gram, tree 9", DT_DRAFT_AUTO, 0.9f, 9, 6, 3, 5, false, false},
     {"n-gram, guarded", DT_DRAFT_NGRAM, 0, 32, 0, 4, 0, true, false},
 };
 

@@ -110,7 +110,7 @@ static const opt OPTIONS[] = {
         "smaller model with the same vocabulary that proposes text: the draft"},
     {IN_TALK | IN_BENCH, {"--draft"}, OPT_CHOICE, FIELD(draft_kind), 0, 0, "auto|model|ngram|none",
         "where proposals come from: the draft model, repetitions in the text itself, or nowhere "
-        "(auto: the model if one is given, else ngram; in bench none)"},
+        "(auto: model and repetitions together if a model is given, else ngram; in bench none)"},
     {IN_RUN | IN_TOKENIZE, {"-p", "--prompt"}, OPT_TEXT, FIELD(prompt), 0, 0, "TEXT", "the prompt"},
     {IN_RUN | IN_BENCH | IN_TOKENIZE | IN_PERPLEXITY, {"-f", "--file"}, OPT_PATH, FIELD(file), 0, 0,
         "FILE", "file with the text; - is standard input"},

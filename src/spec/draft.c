@@ -38,6 +38,8 @@ struct dt_link {
     int64_t n_sent, n_sent_valid;
     dt_sampling setting; /* the latest */
     bool setting_due;    /* the draft was not told yet */
+    dt_verdict verdict;  /* goes with the next final record */
+    bool stopped;
 
     /* The draft thread's. */
     uint64_t *hashes; /* [n_ctx + 1], of each prefix */
@@ -103,6 +105,8 @@ static dt_err publish(dt_link *link) {
     out->prefix_len = link->n_tokens;
     out->prefix_hash = link->hashes[link->n_tokens];
     out->n_nodes = 0;
+    out->mode = -1;
+    out->plain_ms = 0.0f;
     DT_TRY(link->draft->ops->snapshot(link->draft, out));
     out->draft_ns = link->work_ns + (dt_time_ns() - start);
     link->work_ns = 0;
@@ -215,13 +219,20 @@ dt_err dt_link_open(
     return DT_OK;
 }
 
-void dt_link_close(dt_link *link) {
-    if (!link)
+void dt_link_stop(dt_link *link) {
+    if (!link || link->stopped)
         return;
+    link->stopped = true;
     /* Pairs with the load in serve(). */
     atomic_store_explicit(&link->quit, 1, memory_order_release);
     dt_bell_ring(&link->draft_bell);
     pthread_join(link->thread, NULL);
+}
+
+void dt_link_close(dt_link *link) {
+    if (!link)
+        return;
+    dt_link_stop(link);
     dt_draft_close(link->draft);
     free_link(link);
 }
@@ -234,6 +245,10 @@ static bool put(dt_link *link, dt_record record) {
     uint32_t slot = 0;
     if (!dt_ring_reserve(&slot, &link->records))
         return false;
+    if (record.final) {
+        record.verdict = link->verdict;
+        link->verdict.n_rows = 0;
+    }
     link->record_slots[slot] = record;
     dt_ring_commit(&link->records);
     return true;
@@ -254,17 +269,21 @@ static bool put_setting(dt_link *link) {
     return true;
 }
 
+void dt_link_note(dt_link *link, const dt_verdict *verdict) {
+    link->verdict = *verdict;
+}
+
 void dt_link_send(dt_link *link, const int32_t *tokens, int64_t n) {
     bool news = put_setting(link);
     if (link->n_sent_valid < link->n_sent) {
-        dt_record cut = {link->n_sent_valid, DT_RECORD_CUT, link->n_sent_valid == n};
+        dt_record cut = {link->n_sent_valid, DT_RECORD_CUT, link->n_sent_valid == n, {0}};
         if (!put(link, cut))
             return;
         link->n_sent = link->n_sent_valid;
         news = true;
     }
     while (link->n_sent < n) {
-        if (!put(link, (dt_record){link->n_sent, tokens[link->n_sent], link->n_sent == n - 1}))
+        if (!put(link, (dt_record){link->n_sent, tokens[link->n_sent], link->n_sent == n - 1, {0}}))
             break;
         link->n_sent++;
         news = true;

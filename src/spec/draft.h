@@ -26,11 +26,20 @@ typedef struct dt_snapshot {
     int64_t prefix_len;   /* tokens of the timeline it continues, the root included */
     uint64_t prefix_hash; /* of these tokens */
     int64_t draft_ns;     /* time the source spent on it since the last one */
+    int32_t mode;         /* dt_plan_mode of a source that plans, else -1 */
+    float plain_ms;       /* what such a source believes a plain step takes; 0: not known */
     int32_t n_nodes;      /* 1 .. DT_TREE_MAX */
     dt_tree_node nodes[DT_TREE_MAX];
 } dt_snapshot;
 
 enum { DT_RECORD_CUT = -1 };
+
+/* What verification has to say of the step that ended with a record. */
+typedef struct dt_verdict {
+    int32_t n_rows;           /* of the target's pass; 0: there was none, the tokens are a prompt */
+    int64_t pass_ns, step_ns; /* the step without and with its waiting for the draft */
+    int64_t n_left;           /* tokens of the answer still to come */
+} dt_verdict;
 
 /* A slot of ring B: `token` at `position`, or (token DT_RECORD_CUT) the timeline is cut back to its
  * first `position` tokens. `final`: nothing more follows for now, the draft may grow. */
@@ -38,6 +47,7 @@ typedef struct dt_record {
     int64_t position;
     int32_t token;
     bool final;
+    dt_verdict verdict; /* of final records */
 } dt_record;
 
 /* Hash of the empty prefix, and of a prefix with one more token. */
@@ -71,6 +81,8 @@ struct dt_draft {
     const dt_draft_ops *ops;
     const char *name;   /* "model", "ngram", ... */
     const char *device; /* "cpu", "cuda" */
+    /* Weighs its proposals itself: what it offers is worth verifying. */
+    bool plans;
     /* Works on the cores that verify: grows to the end after a verdict, publishes once and sleeps.
      * Otherwise it publishes after every round and goes on growing. */
     bool serial;
@@ -83,21 +95,43 @@ static inline void dt_draft_close(dt_draft *draft) {
 
 /* A causal language model as draft. `forward` stays the caller's and must outlive the source; its
  * KV cache should have room for n_ctx rows and some hundred of the tree. Only ids below n_allowed
- * are proposed. tree, depth and topk as in dt_session_options, none of them 0. */
+ * are proposed. tree, depth and topk as in dt_session_options, none of them 0. The plan says what
+ * is worth a forward and hears what came of it; it is the owner's, used on the draft thread. */
 typedef struct dt_draft_model_options {
     int n_ctx, tree, depth, topk;
     int32_t n_allowed;
     dt_sampling sampling;
-    bool noise;       /* share the target's noise at temperature > 0 */
-    float floor;      /* nodes of lower score are not expanded */
-    float leaf_floor; /* nodes of lower score are not proposed */
+    bool noise; /* share the target's noise at temperature > 0 */
+    struct dt_plan *plan;
+    int64_t (*now_ns)(void);
 } dt_draft_model_options;
 
 dt_err dt_draft_model_open(
     dt_draft **out, dt_forward *forward, const dt_draft_model_options *options);
 
-/* Continuations of earlier occurrences of the timeline's longest suffix. */
-dt_err dt_draft_ngram_open(dt_draft **out, int n_ctx, int tree, int depth, int topk);
+/* A guess at what follows the timeline, as a tree with its root, for the next growth: where the
+ * model has to run the root anyway, it runs the first tokens of the guess in the same forward. */
+void dt_draft_model_hint(dt_draft *model, const dt_tree_node *nodes, int n_nodes);
+/* Tokens of the timeline that the model has not read. */
+int64_t dt_draft_model_behind(const dt_draft *model);
+
+/* Continuations of earlier occurrences of the timeline's longest suffix. `plan` as above. */
+dt_err dt_draft_ngram_open(
+    dt_draft **out, int n_ctx, int tree, int depth, int topk, struct dt_plan *plan);
+
+/* The source of a session: a draft model, n-grams or both, under a planner. */
+typedef struct dt_draft_planned_options {
+    dt_draft_model_options model; /* plan is filled in; now_ns NULL: the real clock */
+    dt_forward *forward;          /* NULL: no draft model */
+    bool ngram;
+    bool rests;                          /* leave the draft out where it does not pay */
+    bool shaped;                         /* the sizes come from the user: they are not weighed */
+    const struct dt_plan_record *record; /* what is known of the pair, or NULL; copied */
+} dt_draft_planned_options;
+
+dt_err dt_draft_planned_open(dt_draft **out, const dt_draft_planned_options *options);
+/* What it knows by now. Only while no thread uses the source: after dt_link_stop. */
+const struct dt_plan *dt_draft_planned_plan(const dt_draft *draft);
 
 /* ---- the link -------------------------------------------------------------------------------- */
 
@@ -107,13 +141,18 @@ typedef struct dt_link dt_link;
  * design asks for. Takes ownership of the source on success. */
 dt_err dt_link_open(
     dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots, uint32_t n_records);
-/* Ends the thread, closes the source. NULL is fine. */
+/* Ends the thread; the source stays, with what it knows. NULL is fine. */
+void dt_link_stop(dt_link *link);
+/* The same, and closes the source. */
 void dt_link_close(dt_link *link);
 
 /* The rest is for the verify thread alone. */
 
 /* The timeline was cut back to n tokens. Only noted; the next send tells the draft. */
 void dt_link_cut(dt_link *link, int64_t n);
+
+/* Goes with the final record of the next tokens that are sent. */
+void dt_link_note(dt_link *link, const dt_verdict *verdict);
 
 /* Sends what the draft does not have yet of tokens[0 .. n-1], as far as ring B has room; what does
  * not fit goes with the next call. */

@@ -9,8 +9,17 @@
 
 #include "src/base/mem.h"
 #include "src/spec/draft.h"
+#include "src/spec/plan.h"
 
-enum { N_TREE = 1024 };
+enum {
+    N_TREE = 1024,
+    HINT_MAX = 8,
+    /* Rows of a forward come in steps of the kernels: a few more cost next to nothing. */
+    ROW_STEP = 4,
+};
+
+/* The logarithm of 0.03: a node less likely takes no row of a forward that is run for others. */
+static const float RIDE_FLOOR = -3.5f;
 
 typedef struct model_draft {
     dt_draft base;
@@ -21,6 +30,7 @@ typedef struct model_draft {
     int64_t n_tokens;
     dt_tree tree;
     int32_t *row;       /* [N_TREE]: KV row of a node; -1: not expanded */
+    int32_t *kind;      /* [N_TREE]: of a node as a proposal, for the plan */
     int32_t *map;       /* [N_TREE] of a re-rooting */
     int32_t *path;      /* [N_TREE]: rows of the nodes walked since the last settling */
     int32_t *rest;      /* [N_TREE]: rows below the new root */
@@ -29,6 +39,8 @@ typedef struct model_draft {
     bool planted; /* the tree grows from an expanded root; its row is the last committed one */
     bool moved;   /* tokens came since */
     int walked;   /* the node that the timeline has come to; -1: it left the tree */
+    int32_t hint[HINT_MAX]; /* a guess at the tokens that follow */
+    int n_hint;
 } model_draft;
 
 /* ---- verdicts ---- */
@@ -48,8 +60,18 @@ static void cut(model_draft *self, int64_t n_tokens) {
     uproot(self);
 }
 
+/* The proposals after the node walked to were right or wrong. */
+static void learn(model_draft *self, int32_t token) {
+    const dt_tree *tree = &self->tree;
+    for (int i = self->walked + 1; i < tree->n_nodes; i++) {
+        if (tree->nodes[i].parent == self->walked)
+            dt_plan_learn(self->options.plan, self->kind[i], tree->nodes[i].token == token);
+    }
+}
+
 static dt_err observe(dt_draft *draft, const dt_record *records, int n) {
     model_draft *self = (model_draft *)draft;
+    self->n_hint = 0;
     for (int i = 0; i < n; i++) {
         int32_t token = records[i].token;
         if (token == DT_RECORD_CUT) {
@@ -62,10 +84,12 @@ static dt_err observe(dt_draft *draft, const dt_record *records, int n) {
         if (!self->planted)
             continue;
         self->moved = true;
-        if (self->walked >= 0 && self->row[self->walked] >= 0)
+        if (self->walked >= 0 && self->row[self->walked] >= 0) {
+            learn(self, token);
             self->walked = dt_tree_child(&self->tree, self->walked, token);
-        else
+        } else {
             self->walked = -1;
+        }
         if (self->walked >= 0 && self->row[self->walked] >= 0)
             self->path[self->n_path++] = self->row[self->walked];
     }
@@ -113,8 +137,10 @@ static dt_err settle(model_draft *self) {
     dt_tree_reroot(self->map, &self->tree, self->walked);
     /* New ids never exceed old ones, so this goes in place. */
     for (int i = 0; i < n_old; i++) {
-        if (self->map[i] >= 0)
-            self->row[self->map[i]] = self->row[i];
+        if (self->map[i] < 0)
+            continue;
+        self->row[self->map[i]] = self->row[i];
+        self->kind[self->map[i]] = self->kind[i];
     }
     self->row[0] = dt_rows_last(&forward->rows);
     self->walked = 0;
@@ -123,21 +149,66 @@ static dt_err settle(model_draft *self) {
 
 /* ---- growth ---- */
 
-/* Gives a node the best children of row i_row of the latest eval. */
-static dt_err expand(model_draft *self, int node, int i_row) {
+static int add(model_draft *self, int parent, int32_t token, int kind) {
+    int child = dt_tree_add(&self->tree, parent, token, dt_plan_belief(self->options.plan, kind));
+    if (child >= 0) {
+        self->row[child] = -1;
+        self->kind[child] = kind;
+    }
+    return child;
+}
+
+/* Gives a node the best children of row i_row of the latest eval; `hinted` is the guess at the
+ * token there, -1 for none. */
+static dt_err expand(model_draft *self, int node, int i_row, int32_t hinted) {
     dt_topk best;
     self->args.position = self->n_tokens + self->tree.depth[node];
     DT_TRY(dt_forward_topk(self->forward, &best, i_row, &self->args));
+    float top = -__builtin_inff();
     for (int i = 0; i < best.n; i++) {
-        int child = dt_tree_add(&self->tree, node, best.tokens[i], best.scores[i]);
-        if (child < 0)
+        int opinion = hinted < 0                 ? DT_BELIEF_ALONE
+                      : best.tokens[i] == hinted ? DT_BELIEF_AGREED
+                                                 : DT_BELIEF_OPPOSED;
+        int kind = dt_plan_kind(best.scores[i], opinion);
+        if (add(self, node, best.tokens[i], kind) < 0)
             break;
-        self->row[child] = -1;
+        top = DT_MAX(top, dt_plan_belief(self->options.plan, kind));
     }
+    dt_plan_expanded(self->options.plan, top);
     return DT_OK;
 }
 
-/* Runs a batch of the timeline's tokens that have no row; plants the tree after the last. */
+/* Plants the tree: the root's logits are those of row i_root of the latest eval, and the guess's
+ * rows follow it there and, from `row0` on, in the cache. */
+static dt_err plant(model_draft *self, int i_root, int32_t row0, int n_hint) {
+    dt_tree_reset(&self->tree, self->tokens[self->n_tokens - 1]);
+    self->row[0] = dt_rows_last(&self->forward->rows);
+    self->planted = true;
+    self->walked = 0;
+    int node = 0;
+    for (int i = 0;; i++) {
+        DT_TRY(expand(self, node, i_root + i, i < self->n_hint ? self->hint[i] : -1));
+        if (i == n_hint)
+            return DT_OK;
+        int child = dt_tree_child(&self->tree, node, self->hint[i]);
+        if (child < 0)
+            child = add(self, node, self->hint[i], DT_BELIEF_FOREIGN);
+        if (child < 0)
+            return DT_OK;
+        self->row[child] = row0 + i;
+        node = child;
+    }
+}
+
+static dt_err timed_eval(model_draft *self, const dt_batch *batch) {
+    int64_t start = self->options.now_ns();
+    DT_TRY(dt_forward_eval(self->forward, batch));
+    dt_plan_drafted(self->options.plan, batch->n_rows, self->options.now_ns() - start);
+    return DT_OK;
+}
+
+/* Runs a batch of the timeline's tokens that have no row; after the last, and with the guess in the
+ * same batch, plants the tree. */
 static dt_err catch_up(model_draft *self) {
     dt_forward *forward = self->forward;
     dt_forward_truncate(forward, forward->rows.n_committed);
@@ -146,15 +217,24 @@ static dt_err catch_up(model_draft *self) {
     if (n <= 0)
         DT_FAIL(DT_ERR_INTERNAL, "model draft: %d rows for %lld tokens", first,
             (long long)self->n_tokens);
-    int i_last = 0;
-    DT_TRY(dt_forward_prefill(&i_last, forward, self->tokens + first, n, DT_BATCH_MAX, NULL, NULL));
-    if (first + n < self->n_tokens)
-        return DT_OK;
-    dt_tree_reset(&self->tree, self->tokens[self->n_tokens - 1]);
-    self->row[0] = dt_rows_last(&forward->rows);
-    self->planted = true;
-    self->walked = 0;
-    return expand(self, 0, i_last);
+    bool last = first + n == self->n_tokens;
+    int n_hint = 0;
+    if (last) {
+        n_hint = DT_MIN(self->n_hint, (int)dt_round_up((size_t)n + 1, ROW_STEP) - n);
+        n_hint = DT_MIN(n_hint, DT_BATCH_MAX - n);
+        n_hint = DT_MIN(n_hint, forward->rows.n_max - first - n);
+    }
+    int32_t tokens[DT_BATCH_MAX], parents[DT_BATCH_MAX], rows[DT_BATCH_MAX];
+    bool wants[DT_BATCH_MAX];
+    for (int i = 0; i < n + n_hint; i++) {
+        tokens[i] = i < n ? self->tokens[first + i] : self->hint[i - n];
+        parents[i] = i == 0 ? dt_rows_last(&forward->rows) : DT_PARENT(i - 1);
+        wants[i] = last && i >= n - 1;
+        rows[i] = first + i;
+    }
+    DT_TRY(timed_eval(self, &(dt_batch){n + n_hint, tokens, parents, wants}));
+    DT_TRY(dt_forward_keep(forward, rows, n, rows + n, n_hint));
+    return last ? plant(self, n - 1, first + n, n_hint) : DT_OK;
 }
 
 /* The best nodes that may still add to the tree, at most topk, into out; returns how many. */
@@ -166,8 +246,7 @@ static int frontier(int32_t *out, model_draft *self, int depth_max) {
     int n = 0;
     for (int i = 1; i < tree->n_nodes && n_max > 0; i++) {
         float score = tree->nodes[i].score;
-        if (self->row[i] >= 0 || tree->depth[i] >= depth_max || !(score > limit) ||
-            score < self->options.floor)
+        if (self->row[i] >= 0 || tree->depth[i] >= depth_max || !(score > limit))
             continue;
         if (n == n_max && !(score > tree->nodes[out[n - 1]].score))
             continue;
@@ -193,9 +272,15 @@ static dt_err grow(bool *complete_out, dt_draft *draft) {
         return catch_up(self);
 
     int32_t nodes[DT_TOPK_MAX], tokens[DT_TOPK_MAX], parents[DT_TOPK_MAX];
+    float scores[DT_TOPK_MAX];
     int n = frontier(nodes, self, depth_max);
-    *complete_out = n == 0;
-    if (n == 0)
+    for (int i = 0; i < n; i++)
+        scores[i] = self->tree.nodes[nodes[i]].score;
+    while (n > 1 && scores[n - 1] < RIDE_FLOOR)
+        n--;
+    *complete_out =
+        n == 0 || !dt_plan_expands(self->options.plan, scores, n, self->tree.depth[nodes[0]]);
+    if (*complete_out)
         return DT_OK;
     int row0 = forward->rows.n_used;
     for (int i = 0; i < n; i++) {
@@ -203,35 +288,18 @@ static dt_err grow(bool *complete_out, dt_draft *draft) {
         tokens[i] = node->token;
         parents[i] = self->row[node->parent];
     }
-    DT_TRY(dt_forward_eval(forward, &(dt_batch){n, tokens, parents, NULL}));
+    DT_TRY(timed_eval(self, &(dt_batch){n, tokens, parents, NULL}));
     for (int i = 0; i < n; i++) {
         self->row[nodes[i]] = row0 + i;
-        DT_TRY(expand(self, nodes[i], i));
+        DT_TRY(expand(self, nodes[i], i, -1));
     }
     return DT_OK;
-}
-
-/* Leaves out nodes below the floor, and with them their descendants, whose scores are lower still.
- */
-static int drop_unlikely(dt_tree_node *nodes, int n, float floor) {
-    int32_t place[DT_TREE_MAX];
-    int n_kept = 0;
-    for (int i = 0; i < n; i++) {
-        dt_tree_node node = nodes[i];
-        if (i > 0 && node.score < floor)
-            continue;
-        node.parent = i > 0 ? place[node.parent] : -1;
-        place[i] = n_kept;
-        nodes[n_kept++] = node;
-    }
-    return n_kept;
 }
 
 static dt_err snapshot(dt_draft *draft, dt_snapshot *out) {
     model_draft *self = (model_draft *)draft;
     if (self->planted && !self->moved) {
-        int n = dt_tree_best(out->nodes, &self->tree, self->options.tree);
-        out->n_nodes = drop_unlikely(out->nodes, n, self->options.leaf_floor);
+        out->n_nodes = dt_tree_best(out->nodes, &self->tree, self->options.tree);
         return DT_OK;
     }
     out->nodes[0] = (dt_tree_node){.parent = -1};
@@ -254,11 +322,33 @@ static void set_sampling(dt_draft *draft, const dt_sampling *sampling) {
     cut(self, self->n_tokens);
 }
 
+void dt_draft_model_hint(dt_draft *draft, const dt_tree_node *nodes, int n_nodes) {
+    model_draft *self = (model_draft *)draft;
+    int32_t n_vocab = self->forward->model->config.n_vocab;
+    int node = 0;
+    self->n_hint = 0;
+    for (int i = 1; i < n_nodes && self->n_hint < HINT_MAX; i++) {
+        /* The first child of a node is its best. */
+        if (nodes[i].parent != node || nodes[i].token >= n_vocab)
+            continue;
+        self->hint[self->n_hint++] = nodes[i].token;
+        node = i;
+    }
+}
+
+int64_t dt_draft_model_behind(const dt_draft *draft) {
+    const model_draft *self = (const model_draft *)draft;
+    if (self->planted && self->walked >= 0 && self->row[self->walked] >= 0)
+        return 0;
+    return self->n_tokens - self->forward->rows.n_committed - self->n_path;
+}
+
 static void close_model(dt_draft *draft) {
     model_draft *self = (model_draft *)draft;
     dt_tree_deinit(&self->tree);
     dt_mem_free(self->tokens);
     dt_mem_free(self->row);
+    dt_mem_free(self->kind);
     dt_mem_free(self->map);
     dt_mem_free(self->path);
     dt_mem_free(self->rest);
@@ -272,6 +362,7 @@ static dt_err take_memory(model_draft *self) {
     size_t n = N_TREE * sizeof(int32_t);
     DT_TRY(dt_mem_alloc(&self->tokens, (size_t)self->options.n_ctx * sizeof *self->tokens));
     DT_TRY(dt_mem_alloc(&self->row, n));
+    DT_TRY(dt_mem_alloc(&self->kind, n));
     DT_TRY(dt_mem_alloc(&self->map, n));
     DT_TRY(dt_mem_alloc(&self->path, n));
     DT_TRY(dt_mem_alloc(&self->rest, n));
@@ -284,7 +375,8 @@ dt_err dt_draft_model_open(
     *out = NULL;
     model_draft *self = NULL;
     DT_TRY(dt_mem_alloc(&self, sizeof *self));
-    self->base = (dt_draft){&model_ops, "model", forward->device, true};
+    self->base =
+        (dt_draft){.ops = &model_ops, .name = "model", .device = forward->device, .serial = true};
     self->forward = forward;
     self->options = *options;
     self->args = (dt_topk_args){

@@ -9,12 +9,14 @@
 #include "src/base/fmath.h"
 #include "src/base/mem.h"
 #include "src/spec/draft.h"
+#include "src/spec/plan.h"
 
 enum {
     NGRAM_MIN = 2,
     NGRAM_MAX = 8,
     N_LENGTHS = NGRAM_MAX - NGRAM_MIN + 1,
-    N_PLACES = 16, /* occurrences looked at for one length */
+    N_PLACES = 16,  /* occurrences looked at for one length */
+    MATCH_MAX = 32, /* tokens of a match that are counted */
     N_TREE = 256,
 };
 
@@ -29,10 +31,9 @@ typedef struct ngram {
     int64_t n_tokens;
     int32_t *head[N_LENGTHS]; /* [mask + 1]: 1 + the latest place, 0 for none */
     int32_t *back[N_LENGTHS]; /* [n_ctx]: 1 + the place before with the same hash */
-    /* Belief that a continuation found by a match of this length is right, learnt from verdicts. */
-    float belief[N_LENGTHS];
-    int i_length;  /* of the present tree; -1: none */
-    int32_t guess; /* its first token */
+    dt_plan *plan;            /* what is believed of matches by their length; not owned */
+    int32_t kind[N_TREE];     /* of a node as a proposal; -1: an alternative, not judged */
+    int walked;               /* the node that the timeline has come to; -1: none */
     dt_tree tree;
 } ngram;
 
@@ -62,23 +63,30 @@ static void cut(ngram *self, int64_t n_tokens) {
     }
 }
 
+/* Whether the first proposal after the node walked to was right. */
+static void learn(ngram *self, int32_t token) {
+    const dt_tree *tree = &self->tree;
+    int first = self->walked + 1;
+    while (first < tree->n_nodes && tree->nodes[first].parent != self->walked)
+        first++;
+    if (first < tree->n_nodes && self->kind[first] >= 0)
+        dt_plan_learn(self->plan, self->kind[first], tree->nodes[first].token == token);
+    self->walked = dt_tree_child(tree, self->walked, token);
+}
+
 static dt_err observe(dt_draft *draft, const dt_record *records, int n) {
     ngram *self = (ngram *)draft;
     for (int i = 0; i < n; i++) {
         if (records[i].token == DT_RECORD_CUT) {
             cut(self, records[i].position);
-        } else {
-            if (self->n_tokens == self->n_ctx)
-                DT_FAIL(DT_ERR_LIMIT, "ngram draft: more than %d tokens", self->n_ctx);
-            if (self->i_length >= 0) {
-                float hit = records[i].token == self->guess ? 1.0f : 0.0f;
-                float *belief = &self->belief[self->i_length];
-                *belief += (hit - *belief) * 0.125f;
-                *belief = DT_MIN(DT_MAX(*belief, 0.05f), 0.98f);
-            }
-            append(self, records[i].token);
+            self->walked = -1;
+            continue;
         }
-        self->i_length = -1;
+        if (self->n_tokens == self->n_ctx)
+            DT_FAIL(DT_ERR_LIMIT, "ngram draft: more than %d tokens", self->n_ctx);
+        if (self->walked >= 0)
+            learn(self, records[i].token);
+        append(self, records[i].token);
     }
     return DT_OK;
 }
@@ -88,15 +96,24 @@ static bool same(const ngram *self, int64_t a, int64_t b, int n) {
                (size_t)n * sizeof *self->tokens) == 0;
 }
 
-/* Adds what followed `place` below the root; alternatives to a branch that is there are believed
- * as far as that branch leaves room. */
-static void follow(ngram *self, int64_t place, float belief) {
+/* Tokens in which the text before and at `place` is that before and at the end. */
+static int match_length(const ngram *self, int64_t place, int64_t end, int n) {
+    while (n < MATCH_MAX && n <= place && self->tokens[place - n] == self->tokens[end - n])
+        n++;
+    return n;
+}
+
+/* Adds what followed `place`, up to which n tokens match, below the root; alternatives to a branch
+ * that is there are believed as far as that branch leaves room. */
+static void follow(ngram *self, int64_t place, int n) {
     dt_tree *tree = &self->tree;
     int node = 0;
     int depth = 0;
     for (int64_t at = place + 1; at < self->n_tokens && depth < self->depth; at++, depth++) {
         int child = dt_tree_child(tree, node, self->tokens[at]);
         if (child < 0) {
+            int kind = dt_plan_kind_match(n + depth);
+            float belief = dt_exp_f32(dt_plan_belief(self->plan, kind));
             float left = 1.0f;
             int n_siblings = 0;
             for (int i = node + 1; i < tree->n_nodes; i++) {
@@ -113,6 +130,7 @@ static void follow(ngram *self, int64_t place, float belief) {
             child = dt_tree_add(tree, node, self->tokens[at], log_p);
             if (child < 0)
                 return;
+            self->kind[child] = n_siblings == 0 ? kind : -1;
         }
         node = child;
     }
@@ -121,25 +139,34 @@ static void follow(ngram *self, int64_t place, float belief) {
 static dt_err grow(bool *complete_out, dt_draft *draft) {
     ngram *self = (ngram *)draft;
     *complete_out = true;
-    self->i_length = -1;
     int64_t end = self->n_tokens - 1;
     dt_tree_reset(&self->tree, end >= 0 ? self->tokens[end] : 0);
+    self->walked = 0;
     for (int n = NGRAM_MAX; n >= NGRAM_MIN; n--) {
         if (n > end + 1)
             continue;
         int i_length = n - NGRAM_MIN;
+        /* The longest matches first; the latest among equals. */
+        int64_t places[N_PLACES];
+        int lengths[N_PLACES];
+        int n_places = 0;
         int64_t place = self->back[i_length][end] - 1;
         for (int i = 0; i < N_PLACES && place >= 0; i++) {
             if (same(self, place, end, n)) {
-                follow(self, place, self->belief[i_length]);
-                if (self->i_length < 0) {
-                    self->i_length = i_length;
-                    self->guess = self->tokens[place + 1];
+                int length = match_length(self, place, end, n);
+                int at = n_places++;
+                for (; at > 0 && lengths[at - 1] < length; at--) {
+                    lengths[at] = lengths[at - 1];
+                    places[at] = places[at - 1];
                 }
+                lengths[at] = length;
+                places[at] = place;
             }
             place = self->back[i_length][place] - 1;
         }
-        if (self->i_length >= 0)
+        for (int i = 0; i < n_places; i++)
+            follow(self, places[i], lengths[i]);
+        if (n_places > 0)
             return DT_OK;
     }
     return DT_OK;
@@ -174,21 +201,22 @@ static dt_err take_memory(ngram *self) {
     for (int i = 0; i < N_LENGTHS; i++) {
         DT_TRY(dt_mem_alloc(&self->head[i], n_heads * sizeof *self->head[i]));
         DT_TRY(dt_mem_alloc(&self->back[i], n * sizeof *self->back[i]));
-        self->belief[i] = 0.4f + 0.08f * (float)i;
     }
     return dt_tree_init(&self->tree, N_TREE);
 }
 
-dt_err dt_draft_ngram_open(dt_draft **out, int n_ctx, int tree, int depth, int topk) {
+dt_err dt_draft_ngram_open(
+    dt_draft **out, int n_ctx, int tree, int depth, int topk, dt_plan *plan) {
     *out = NULL;
     ngram *self = NULL;
     DT_TRY(dt_mem_alloc(&self, sizeof *self));
-    self->base = (dt_draft){&ngram_ops, "ngram", "cpu", true};
+    self->base = (dt_draft){.ops = &ngram_ops, .name = "ngram", .device = "cpu", .serial = true};
     self->n_ctx = n_ctx;
     self->n_best = tree;
     self->depth = depth;
     self->topk = topk;
-    self->i_length = -1;
+    self->walked = -1;
+    self->plan = plan;
     dt_err err = take_memory(self);
     if (err != DT_OK) {
         close_ngram(&self->base);

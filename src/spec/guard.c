@@ -29,6 +29,8 @@ dt_guard_step dt_guard_next(const dt_guard *guard) {
         return DT_GUARD_DRAFT;
     if (guard->rest_left > 0)
         return DT_GUARD_REST;
+    if (guard->planned)
+        return DT_GUARD_DRAFT;
     bool unknown = guard->n_plain < N_PLAIN_MIN && guard->n_since_plain >= N_BEFORE_PROBE;
     return unknown || guard->n_since_plain >= N_PLAIN_STALE ? DT_GUARD_PROBE : DT_GUARD_DRAFT;
 }
@@ -69,7 +71,8 @@ bool dt_guard_drafted(dt_guard *guard, double *drafted_rate_out, double *plain_r
     guard->window_ns += step_ns;
     guard->window_tokens += n_tokens;
     guard->window_steps++;
-    if (!guard->enabled || guard->n_plain < N_PLAIN_MIN || guard->window_steps < N_WINDOW)
+    if (!guard->enabled || guard->planned || guard->n_plain < N_PLAIN_MIN ||
+        guard->window_steps < N_WINDOW)
         return false;
     double drafted_ns = (double)guard->window_ns / (double)DT_MAX(guard->window_tokens, 1);
     clear_window(guard);

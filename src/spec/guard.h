@@ -1,6 +1,8 @@
-/* Never slower: compares what drafting yields with plain decoding, both measured while running, and
- * stops drafting for a while where it does not pay. It decides only whether a tree is asked for, so
- * the text does not depend on it. Plain data, owned by a session. */
+/* Never slower, for drafts that do not weigh their proposals themselves: compares what drafting
+ * yields with plain decoding, both measured while running, and stops drafting for a while where it
+ * does not pay. It decides only whether a tree is asked for, so the text does not depend on it.
+ * Where the draft plans, only a draft that does not keep up is left alone. Plain data, owned by a
+ * session. */
 #ifndef DT_SPEC_GUARD_H
 #define DT_SPEC_GUARD_H
 
@@ -14,6 +16,7 @@ typedef enum dt_guard_step {
 
 typedef struct dt_guard {
     bool enabled;
+    bool planned;    /* the draft plans: nothing is compared here */
     double plain_ns; /* of one plain step, a running mean; 0: not known */
     int n_plain;
     int64_t window_ns; /* of the latest drafted steps */

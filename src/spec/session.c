@@ -3,23 +3,18 @@
 #include <string.h>
 
 #include "src/base/mem.h"
+#include "src/spec/plan.h"
 
 enum {
+    /* Where one size is given and the others are not. */
     TREE_DEFAULT = 8,
     TOPK_DEFAULT = 2,
+    /* As far as the planner may go. */
+    TREE_PLANNED = 32,
+    TOPK_PLANNED = 4,
     PREFILL_BATCH_DEFAULT = 64,
     PREFILL_BATCH_MAX = 4096,
 };
-
-/* Log-probabilities below which a node is not expanded, and not proposed. Where the sizes of the
- * tree are given, only the hopeless are left out (2%). Where they are left to the program, a
- * forward of the draft must be worth its time: with a draft of about 0.4 of the target's bytes on
- * the same cores, a node is expanded if it is accepted in two of three cases, and takes a row of
- * the target if in one of ten. Measured on 2 cores of a Zen 4 EPYC, November 2026,
- * Qwen2.5-Coder 1.5B and 0.5B, six prompts of HumanEval: 55 tokens/s with these, 52 with -1.0, 39
- * with -4.0, 33 without a draft. */
-static const float EXPAND_FLOOR_GIVEN = -4.0f;
-static const float EXPAND_FLOOR = -0.4f, PROPOSE_FLOOR = -2.3f;
 
 void dt_session_options_default(dt_session_options *out) {
     *out = (dt_session_options){.guard = true};
@@ -36,10 +31,11 @@ static dt_err check_range(const char *name, int value, int low, int high) {
 
 static dt_err fill_options(dt_session_options *o) {
     DT_TRY(check_range("context size", o->n_ctx, 1, DT_CONTEXT_MAX));
+    bool given = o->tree != 0 || o->depth != 0 || o->topk != 0;
     if (o->tree == 0)
-        o->tree = TREE_DEFAULT;
+        o->tree = given ? TREE_DEFAULT : TREE_PLANNED;
     if (o->topk == 0)
-        o->topk = TOPK_DEFAULT;
+        o->topk = given ? TOPK_DEFAULT : TOPK_PLANNED;
     if (o->prefill_batch == 0)
         o->prefill_batch = PREFILL_BATCH_DEFAULT;
     DT_TRY(check_range("tree size", o->tree, 2, DT_TREE_MAX));
@@ -59,28 +55,32 @@ static dt_err open_source(dt_draft **out, dt_session *s) {
     s->n_allowed = s->n_vocab;
     if (*out)
         return DT_OK;
-    dt_draft_kind kind = o->draft;
-    if (kind == DT_DRAFT_AUTO)
-        kind = s->parts.draft ? DT_DRAFT_MODEL : DT_DRAFT_NGRAM;
-    if (kind == DT_DRAFT_NGRAM)
-        return dt_draft_ngram_open(out, s->n_ctx, o->tree, o->depth, o->topk);
-    if (kind != DT_DRAFT_MODEL)
+    bool model = o->draft == DT_DRAFT_MODEL || (o->draft == DT_DRAFT_AUTO && s->parts.draft);
+    bool ngram = o->draft == DT_DRAFT_NGRAM || o->draft == DT_DRAFT_AUTO;
+    if (!model && !ngram)
         return DT_OK;
-    if (!s->parts.draft)
+    if (model && !s->parts.draft)
         DT_FAIL(DT_ERR_INPUT, "a draft model is asked for, but none is loaded");
-    s->n_allowed = DT_MIN(s->parts.n_common, s->n_vocab);
-    return dt_draft_model_open(out, s->parts.draft,
-        &(dt_draft_model_options){
-            .n_ctx = s->n_ctx,
-            .tree = o->tree,
-            .depth = o->depth,
-            .topk = o->topk,
-            .n_allowed = s->n_allowed,
-            .sampling = o->sampling,
-            .noise = !o->independent_noise,
-            .floor = s->tree_given ? EXPAND_FLOOR_GIVEN : EXPAND_FLOOR,
-            .leaf_floor = s->tree_given ? -__builtin_inff() : PROPOSE_FLOOR,
-        });
+    int32_t n_allowed = model ? DT_MIN(s->parts.n_common, s->n_vocab) : s->n_vocab;
+    /* What the n-gram copies from the text is the target's own. */
+    s->n_allowed = ngram ? s->n_vocab : n_allowed;
+    return dt_draft_planned_open(out, &(dt_draft_planned_options){
+                                          .model =
+                                              {
+                                                  .n_ctx = s->n_ctx,
+                                                  .tree = o->tree,
+                                                  .depth = o->depth,
+                                                  .topk = o->topk,
+                                                  .n_allowed = n_allowed,
+                                                  .sampling = o->sampling,
+                                                  .noise = !o->independent_noise,
+                                                  .now_ns = s->parts.now_ns,
+                                              },
+                                          .forward = model ? s->parts.draft : NULL,
+                                          .ngram = ngram,
+                                          .rests = o->guard,
+                                          .shaped = s->tree_given,
+                                      });
 }
 
 static dt_err open_parts(dt_session *s) {
@@ -97,6 +97,7 @@ static dt_err open_parts(dt_session *s) {
     DT_TRY(open_source(&draft, s));
     if (!draft)
         return DT_OK;
+    s->guard.planned = draft->plans;
     dt_err err = dt_link_open(&s->link, draft, s->n_ctx, s->parts.n_snapshots, s->parts.n_records);
     if (err != DT_OK && draft != s->options.own_draft)
         dt_draft_close(draft);
@@ -120,7 +121,10 @@ dt_err dt_session_open_with(
     dt_session *s = NULL;
     DT_TRY(dt_mem_alloc(&s, sizeof *s));
     s->parts = *parts;
+    if (!s->parts.now_ns)
+        s->parts.now_ns = dt_time_ns;
     s->options = filled;
+    s->snapshot.mode = -1;
     s->tree_given = options->tree != 0 || options->depth != 0 || options->topk != 0;
     s->n_ctx = filled.n_ctx;
     s->n_vocab = parts->target->model->config.n_vocab;
@@ -212,12 +216,12 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     s->stats.n_prompt = s->n_tokens - first; /* the last one is read by the first step */
     if (n <= 0)
         return DT_OK;
-    int64_t start = dt_time_ns();
+    int64_t start = s->parts.now_ns();
     prefill_report report = {turn->options, n};
     int i_last = 0;
     dt_err err = dt_forward_prefill(&i_last, target, s->tokens + first, n, s->options.prefill_batch,
         turn->options->prefill ? report_prefill : NULL, &report);
-    s->stats.prefill_seconds = (double)(dt_time_ns() - start) * 1e-9;
+    s->stats.prefill_seconds = (double)(s->parts.now_ns() - start) * 1e-9;
     if (err != DT_ERR_STOPPED)
         return err;
     turn->stopped = true;
@@ -240,15 +244,17 @@ dt_err dt_session_generate(dt_stop *stop_out, dt_session *s, const dt_generate_o
     };
     if (!turn.stopped) {
         /* The draft reads the prompt while the target does. */
-        if (dt_session_drafts(s))
+        if (dt_session_drafts(s)) {
+            dt_link_note(s->link, &(dt_verdict){.n_left = turn.n_left});
             dt_link_send(s->link, s->tokens, s->n_tokens);
+        }
         DT_TRY(prefill(s, &turn));
     }
-    int64_t start = dt_time_ns();
+    int64_t start = s->parts.now_ns();
     dt_err err = DT_OK;
     while (err == DT_OK && !turn.stopped)
         err = dt_verify_step(s, &turn);
-    s->stats.decode_seconds = (double)(dt_time_ns() - start) * 1e-9;
+    s->stats.decode_seconds = (double)(s->parts.now_ns() - start) * 1e-9;
     *stop_out = turn.stop;
     return err;
 }
@@ -259,15 +265,17 @@ void dt_session_stats(const dt_session *s, dt_stats *out) {
         out->mean_acceptance_length = 1.0 + (double)out->n_accepted / (double)out->n_steps;
     if (out->decode_seconds > 0.0)
         out->tokens_per_second = (double)out->n_generated / out->decode_seconds;
-    if (s->guard.plain_ns > 0.0)
+    if (s->guard.planned && s->snapshot.plain_ms > 0.0f)
+        out->plain_tokens_per_second = 1e3 / (double)s->snapshot.plain_ms;
+    else if (s->guard.plain_ns > 0.0)
         out->plain_tokens_per_second = 1e9 / s->guard.plain_ns;
     const dt_draft *draft = s->link ? dt_link_draft(s->link) : NULL;
     out->draft_source = draft ? draft->name : "none";
     out->draft_device = draft ? draft->device : "none";
-    out->draft_state = !draft                      ? "none"
-                       : s->dead                   ? "dead"
-                       : dt_guard_rests(&s->guard) ? "off"
-                                                   : "on";
+    out->draft_state = !draft                                                          ? "none"
+                       : s->dead                                                       ? "dead"
+                       : dt_guard_rests(&s->guard) || s->snapshot.mode == DT_PLAN_REST ? "off"
+                                                                                       : "on";
     out->numerics = s->parts.target->numerics;
     out->seed = s->options.sampling.seed;
     out->kv_bytes = s->parts.target->kv_bytes + (s->parts.draft ? s->parts.draft->kv_bytes : 0);

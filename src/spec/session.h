@@ -29,6 +29,8 @@ typedef struct dt_session_parts {
     /* For tests; 0: as designed. */
     uint32_t n_snapshots, n_records; /* slots of the rings */
     int64_t wait_first_ns;           /* how long verify waits for the first tree */
+    int64_t wait_ns;                 /* how long it waits for any */
+    int64_t (*now_ns)(void);         /* the clock that costs are measured with */
 } dt_session_parts;
 
 /* The session owns the forwards and own_draft once this has succeeded, not before. n_ctx may not be

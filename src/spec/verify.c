@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "src/base/mem.h"
+#include "src/spec/plan.h"
 #include "src/spec/session.h"
 
 static const int64_t WAIT_MIN_NS = 20000000;
@@ -33,6 +34,8 @@ bool dt_session_drafts(const dt_session *s) {
 }
 
 static int64_t patience_ns(dt_session *s, const dt_turn *turn) {
+    if (s->parts.wait_ns)
+        return s->parts.wait_ns;
     if (s->n_late_row >= N_LATE_MAX)
         return ++s->n_unasked % N_UNASKED_MAX ? 0 : WAIT_MIN_NS;
     if (s->n_late_row == 0 && (turn->first || s->mean_draft_ns <= 0.0))
@@ -51,8 +54,8 @@ static bool wait_snapshot(dt_session *s, const dt_turn *turn) {
     uint64_t hash = s->hashes[n];
     if (s->snapshot.prefix_len == n && s->snapshot.prefix_hash == hash)
         return true; /* taken before, and the step did not come to its end */
-    int64_t start = dt_time_ns();
-    int64_t deadline = start + patience_ns(s, turn);
+    int64_t start = s->parts.now_ns();
+    int64_t deadline = dt_time_ns() + patience_ns(s, turn);
     bool found = false;
     for (;;) {
         uint32_t seen = dt_bell_count(dt_link_bell(s->link));
@@ -63,7 +66,7 @@ static bool wait_snapshot(dt_session *s, const dt_turn *turn) {
         if (!dt_bell_wait(dt_link_bell(s->link), seen, deadline))
             break;
     }
-    s->stats.wait_seconds += (double)(dt_time_ns() - start) * 1e-9;
+    s->stats.wait_seconds += (double)(s->parts.now_ns() - start) * 1e-9;
     if (!found)
         return false;
     double ns = (double)s->snapshot.draft_ns;
@@ -125,13 +128,13 @@ static dt_err run_target(dt_session *s) {
         tokens[i] = s->tree[i].token;
         parents[i] = i == 0 ? dt_rows_last(&target->rows) : DT_PARENT(s->tree[i].parent);
     }
-    int64_t start = dt_time_ns();
+    int64_t start = s->parts.now_ns();
     DT_TRY(dt_forward_eval(target, &(dt_batch){s->n_nodes, tokens, parents, NULL}));
-    int64_t end = dt_time_ns();
+    int64_t end = s->parts.now_ns();
     s->stats.verify_seconds += (double)(end - start) * 1e-9;
     dt_accept_walk(
         &s->walk, &s->sampler, s->tree, s->n_nodes, target->logits, s->tokens, s->n_tokens);
-    s->stats.sample_seconds += (double)(dt_time_ns() - end) * 1e-9;
+    s->stats.sample_seconds += (double)(s->parts.now_ns() - end) * 1e-9;
     for (int i = 0; i < s->walk.n; i++) {
         size_t row = (size_t)s->walk.path[i] * (size_t)s->n_vocab;
         if (__builtin_isfinite(target->logits[row + (size_t)s->tokens[s->n_tokens + i]]))
@@ -244,7 +247,7 @@ static void count(dt_session *s, int n) {
 }
 
 dt_err dt_verify_step(dt_session *s, dt_turn *turn) {
-    int64_t start = dt_time_ns();
+    int64_t start = s->parts.now_ns();
     double waited = s->stats.wait_seconds;
     origin from = take_tree(s, turn, DT_MIN(s->n_ctx - s->n_tokens, turn->n_left));
     turn->first = false;
@@ -252,11 +255,15 @@ dt_err dt_verify_step(dt_session *s, dt_turn *turn) {
     int n = trim_walk(s, turn);
     DT_TRY(commit(s, n));
     int64_t wait_ns = (int64_t)((s->stats.wait_seconds - waited) * 1e9);
-    account(s, turn, from, dt_time_ns() - start, wait_ns, n);
+    int64_t step_ns = s->parts.now_ns() - start;
+    account(s, turn, from, step_ns, wait_ns, n);
     /* The draft goes on while the text is handed out. After the last token it would grow a tree
      * that may never be asked for. */
-    if (!turn->stopped && dt_session_drafts(s))
+    if (!turn->stopped && dt_session_drafts(s)) {
+        dt_link_note(
+            s->link, &(dt_verdict){s->n_nodes, step_ns - wait_ns, step_ns, turn->n_left - n});
         dt_link_send(s->link, s->tokens, s->n_tokens);
+    }
     n = deliver(s, turn, n);
     count(s, n);
     turn->n_left -= n;
