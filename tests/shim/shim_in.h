@@ -50,13 +50,15 @@ const shim_block *shim_mem_find(const void *at);
 void shim_mem_open(void);
 void shim_mem_close(void);
 bool shim_mem_is_open(void);
-void shim_mem_range(char **first, size_t *size_bytes); /* device addresses */
+/* All the addresses that device or pinned memory may ever have. */
+void shim_mem_range(shim_place_kind kind, char **first, size_t *size_bytes);
 
 /* ---- kernels (shim_run.cpp) */
 
 struct shim_running {
     const shim_launch *launch; /* NULL: no kernel runs */
-    bool in_thread;
+    const char *args;
+    volatile bool in_thread; /* also the hooks read it, from within memset */
 };
 extern shim_running shim_running_now;
 
@@ -76,7 +78,6 @@ struct shim_race {
     void (*barrier)(void);
     void (*warp)(int i_warp, unsigned mask);
     void (*atomic)(const void *at, size_t size_bytes);
-    void (*wrote)(const void *at, size_t size_bytes); /* by the host: copies and fills */
 };
 extern const shim_race *shim_race_ops;
 

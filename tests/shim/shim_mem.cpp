@@ -41,7 +41,7 @@ static void on_segv(int signal, siginfo_t *info, void *context);
 
 static void handler_open(void) {
     static bool installed;
-    static thread_local char stack[64 * 1024];
+    alignas(16) static thread_local char stack[64 * 1024];
     static thread_local bool has_stack;
     if (!has_stack) {
         has_stack = true;
@@ -189,9 +189,10 @@ bool shim_mem_is_open(void) {
     return n_open > 0;
 }
 
-void shim_mem_range(char **first, size_t *size_bytes) {
-    *first = device_range.first;
-    *size_bytes = device_range.used_bytes;
+void shim_mem_range(shim_place_kind kind, char **first, size_t *size_bytes) {
+    const range *r = kind == SHIM_DEVICE ? &device_range : &pinned_range;
+    *first = r->first;
+    *size_bytes = r->first ? r->size_bytes : 0;
 }
 
 static void on_segv(int signal, siginfo_t *info, void *) {

@@ -352,15 +352,9 @@ static void run_work(work *w) {
         break;
     case OP_COPY:
         memmove(w->to, w->from ? w->from : tail, w->size_bytes);
-        if (shim_race_ops) {
-            shim_race_ops->wrote(w->to, w->size_bytes);
-        }
         break;
     case OP_FILL:
         memset(w->to, w->value, w->size_bytes);
-        if (shim_race_ops) {
-            shim_race_ops->wrote(w->to, w->size_bytes);
-        }
         break;
     case OP_RECORD: {
         struct timespec now;

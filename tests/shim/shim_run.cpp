@@ -44,6 +44,9 @@ struct lane {
 
 struct warp {
     unsigned ready, waiting, done;
+    /* Of the lanes that wait, while all of them are in the same operation with the same mask. */
+    unsigned mask, op;
+    bool uniform;
 };
 
 static struct {
@@ -52,7 +55,10 @@ static struct {
     int n_threads, n_done, n_at_barrier;
     int current, start;
     unsigned ready_warps;
-    int votes_or, votes_and, votes_count, vote_result[3];
+    int votes_count;
+    const char *barrier_file;
+    int barrier_line;
+    shim_vote barrier_vote;
     fiber *now, *from, *free, host;
     shim_order order;
     uint64_t seed, random;
@@ -126,6 +132,15 @@ static inline int choose(unsigned bits) {
 static inline void set_ready(int thread) {
     ex.warps[thread / 32].ready |= 1u << thread % 32;
     ex.ready_warps |= 1u << thread / 32;
+}
+
+/* Every thread of the block. */
+static void all_ready(void) {
+    for (int i = 0; i * 32 < ex.n_threads; i++) {
+        int rest = ex.n_threads - i * 32;
+        ex.warps[i].ready = rest >= 32 ? 0xffffffffu : (1u << rest) - 1;
+        ex.ready_warps |= 1u << i;
+    }
 }
 
 /* The next thread that can run, of this warp if there is one; -1: none. */
@@ -254,6 +269,25 @@ static void fiber_main(void) {
     }
 }
 
+/* So that the first switch to it begins fiber_main. */
+static void fiber_prepare(fiber *f) {
+#if SHIM_ASM
+    /* As if fiber_main had been called: its return address is nobody's. */
+    void **top = reinterpret_cast<void **>(f->stack + STACK_BYTES) - 1;
+    *top = nullptr;
+    *--top = reinterpret_cast<void *>(fiber_main);
+    top -= 6;
+    memset(top, 0, 6 * sizeof(*top));
+    f->sp = top;
+#else
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = f->stack;
+    f->context.uc_stack.ss_size = STACK_BYTES;
+    f->context.uc_link = nullptr;
+    makecontext(&f->context, fiber_main, 0);
+#endif
+}
+
 static fiber *fiber_take(void) {
     fiber *f = ex.free;
     if (f) {
@@ -276,21 +310,7 @@ static fiber *fiber_take(void) {
     ex.stacks_high += SHIM_PAGE + STACK_BYTES;
     f->bottom = f->stack;
     f->stack_bytes = STACK_BYTES;
-#if SHIM_ASM
-    /* As if fiber_main had been called: its return address is nobody's. */
-    void **top = reinterpret_cast<void **>(f->stack + STACK_BYTES) - 1;
-    *top = nullptr;
-    *--top = reinterpret_cast<void *>(fiber_main);
-    top -= 6;
-    memset(top, 0, 6 * sizeof(*top));
-    f->sp = top;
-#else
-    getcontext(&f->context);
-    f->context.uc_stack.ss_sp = f->stack;
-    f->context.uc_stack.ss_size = STACK_BYTES;
-    f->context.uc_link = nullptr;
-    makecontext(&f->context, fiber_main, 0);
-#endif
+    fiber_prepare(f);
     return f;
 }
 
@@ -408,50 +428,47 @@ int shim_barrier(int value, shim_vote vote, const char *file, int line) {
         shim_fault("__syncthreads at %s:%d, but %d threads of the block have ended",
             base_name(file), line, ex.n_done);
     }
-    if (ex.n_at_barrier) {
+    if (ex.n_at_barrier == 0) {
+        ex.votes_count = 0;
+        ex.barrier_file = file;
+        ex.barrier_line = line;
+        ex.barrier_vote = vote;
+    } else if (line != ex.barrier_line || vote != ex.barrier_vote ||
+               (file != ex.barrier_file && strcmp(file, ex.barrier_file) != 0)) {
         int other = 0;
         while (ex.lanes[other].state != AT_BARRIER) {
             other++;
         }
-        const lane *o = &ex.lanes[other];
-        if (o->line != line || o->op != vote || strcmp(o->file, file) != 0) {
-            shim_fault("__syncthreads at %s:%d, but thread %d is in the one at %s:%d",
-                base_name(file), line, other, base_name(o->file), o->line);
-        }
-    } else {
-        ex.votes_or = 0;
-        ex.votes_and = 1;
-        ex.votes_count = 0;
+        shim_fault("__syncthreads at %s:%d, but thread %d is in the one at %s:%d", base_name(file),
+            line, other, base_name(ex.barrier_file), ex.barrier_line);
     }
-    ex.votes_or |= value != 0;
-    ex.votes_and &= value != 0;
     ex.votes_count += value != 0;
     l->file = file;
     l->line = line;
-    l->op = (uint8_t)vote;
     l->state = AT_BARRIER;
     ex.n_at_barrier++;
-    if (ex.n_at_barrier == ex.n_threads) {
-        ex.vote_result[SHIM_OR] = ex.votes_or;
-        ex.vote_result[SHIM_AND] = ex.votes_and;
-        ex.vote_result[SHIM_COUNT] = ex.votes_count;
-        ex.n_at_barrier = 0;
-        if (shim_race_ops) {
-            shim_race_ops->barrier();
-        }
-        int result = ex.vote_result[vote];
-        for (int i = 0; i < ex.n_threads; i++) {
-            ex.lanes[i].out = (uint64_t)result;
-            ex.lanes[i].state = READY;
-            if (i != me) {
-                set_ready(i);
-            }
-        }
-        go_on(me);
-    } else {
+    if (ex.n_at_barrier < ex.n_threads) {
         wait_turn();
+        return (int)l->out;
     }
-    return (int)l->out;
+    ex.n_at_barrier = 0;
+    if (shim_race_ops) {
+        shim_race_ops->barrier();
+    }
+    int result = vote == SHIM_COUNT ? ex.votes_count
+                 : vote == SHIM_AND ? ex.votes_count == ex.n_threads
+                                    : ex.votes_count != 0;
+    for (int i = 0; i < ex.n_threads; i++) {
+        ex.lanes[i].out = (uint64_t)result;
+        ex.lanes[i].state = READY;
+    }
+    all_ready();
+    ex.warps[me / 32].ready &= ~(1u << me % 32);
+    if (!ex.warps[me / 32].ready) {
+        ex.ready_warps &= ~(1u << me / 32);
+    }
+    go_on(me);
+    return result;
 }
 
 static uint64_t reduce(shim_warp_op op, unsigned mask, const lane *lanes) {
@@ -496,6 +513,20 @@ static uint64_t reduce(shim_warp_op op, unsigned mask, const lane *lanes) {
     }
 }
 
+/* Does one of the lanes wait for this one to come elsewhere? One that does not may be on its way.
+ */
+static void check_company(const lane *lanes, unsigned bits, shim_warp_op op, unsigned mask,
+    int i_lane, const char *file, int line) {
+    for (; bits; bits &= bits - 1) {
+        const lane *o = &lanes[__builtin_ctz(bits)];
+        if ((o->mask != mask || o->op != op) && (o->mask >> i_lane & 1)) {
+            shim_fault("%s at %s:%d with mask %08x, but lane %d is in %s at %s:%d with mask %08x",
+                warp_op_names[op], base_name(file), line, mask, __builtin_ctz(bits),
+                warp_op_names[o->op], base_name(o->file), o->line, o->mask);
+        }
+    }
+}
+
 uint64_t shim_warp(
     shim_warp_op op, unsigned mask, uint64_t value, int source, const char *file, int line) {
     int me = ex.current, first = me / 32 * 32, i_lane = me % 32;
@@ -525,15 +556,13 @@ uint64_t shim_warp(
         shim_fault("a shuffle at %s:%d reads lane %d, which the mask %08x has not", base_name(file),
             line, source, mask);
     }
-    for (unsigned bits = w->waiting & wanted; bits; bits &= bits - 1) {
-        const lane *o = &lanes[__builtin_ctz(bits)];
-        /* Each waits for the other to come elsewhere. A lane that does not wait for this one may be
-         * on its way. */
-        if ((o->mask != mask || o->op != op) && (o->mask >> i_lane & 1)) {
-            shim_fault("%s at %s:%d with mask %08x, but lane %d is in %s at %s:%d with mask %08x",
-                warp_op_names[op], base_name(file), line, mask, __builtin_ctz(bits),
-                warp_op_names[o->op], base_name(o->file), o->line, o->mask);
-        }
+    if (!w->waiting) {
+        w->uniform = true;
+        w->mask = mask;
+        w->op = op;
+    } else if (!w->uniform || w->mask != mask || w->op != (unsigned)op) {
+        w->uniform = false;
+        check_company(lanes, w->waiting & wanted, op, mask, i_lane, file, line);
     }
     l->in = value;
     l->source = source;
@@ -544,7 +573,7 @@ uint64_t shim_warp(
     l->state = AT_WARP;
     w->waiting |= 1u << i_lane;
     bool all_here = (w->waiting & wanted) == wanted;
-    for (unsigned bits = wanted; all_here && bits; bits &= bits - 1) {
+    for (unsigned bits = wanted; all_here && !w->uniform && bits; bits &= bits - 1) {
         const lane *o = &lanes[__builtin_ctz(bits)];
         all_here = o->mask == mask && o->op == op;
     }
@@ -628,8 +657,10 @@ void *shim_shared(shim_site *site, size_t size_bytes, size_t align) {
         shim_fault("too many arrays in shared memory");
     }
     SHIM_UNPOISON(at, size_bytes + REDZONE);
+    shim_running_now.in_thread = false; /* the thread writes nothing here */
     memset(at, SHIM_FILL, size_bytes);
     memset(at + size_bytes, SHIM_EDGE, REDZONE);
+    shim_running_now.in_thread = true;
     SHIM_POISON(at + size_bytes, REDZONE);
     SHIM_POISON(at - REDZONE, REDZONE);
     ex.gaps[ex.n_gaps].end = at + size_bytes;
@@ -726,12 +757,8 @@ static void run_block(void) {
     memset(ex.lanes, 0, (size_t)n * sizeof(ex.lanes[0]));
     ex.n_done = ex.n_at_barrier = 0;
     ex.ready_warps = 0;
-    for (int i = 0; i * 32 < n; i++) {
-        warp *w = &ex.warps[i];
-        w->ready = n - i * 32 >= 32 ? 0xffffffffu : (1u << (n - i * 32)) - 1;
-        w->waiting = w->done = 0;
-        ex.ready_warps |= 1u << i;
-    }
+    memset(ex.warps, 0, sizeof(ex.warps));
+    all_ready();
     shim_running_now.in_thread = true;
     ex.now = &ex.host;
     run_thread(pick(choose(ex.ready_warps)));
@@ -753,6 +780,7 @@ void shim_run(const shim_launch *launch, const void *args) {
     ex.launch = launch;
     ex.args = args;
     shim_running_now.launch = launch;
+    shim_running_now.args = static_cast<const char *>(args);
     ex.n_threads = (int)(launch->block.x * launch->block.y * launch->block.z);
     shim_now.block_dim = launch->block;
     shim_now.grid_dim = launch->grid;
