@@ -51,6 +51,10 @@ typedef struct cpu_forward {
     int16_t *act_sum16, *act_sum32;
     uint8_t *scratch; /* [n_threads][scratch_bytes] */
     size_t scratch_bytes;
+    /* Panels of the head that are multiplied, once dt_forward_admit was called. */
+    int32_t *panels;
+    bool *admitted; /* of each panel */
+    int n_panels;
     _Atomic int *next; /* [n_phases] */
     int n_phases;
 } cpu_forward;
@@ -378,7 +382,12 @@ static void head(pass *p) {
             continue;
         }
         phase_begin(p);
-        multiply(p, &output, &f->logits, 1, p->config->n_embd, f->h, r, end - r);
+        dt_act act =
+            act_view(f, dt_act_block(output->tensor->type, f->w->way), p->config->n_embd, f->h);
+        dt_product product = {
+            output, &act, f->logits, (size_t)p->config->n_vocab, f->panels, f->n_panels};
+        dt_matmul_work(p->kernels, &product, 1, r, end - r, p->next, p->n_threads, f->w->way,
+            f->scratch + (size_t)p->i_thread * f->scratch_bytes);
         phase_end(p);
         r = end;
     }
@@ -503,6 +512,31 @@ static dt_err cpu_move(dt_forward *forward, const dt_row_move *moves, int n_move
     return DT_OK;
 }
 
+/* Panels are added at the end of the list: what was computed before stays as it is. */
+static dt_err cpu_admit(dt_forward *forward, int32_t n_low, const int32_t *tokens, int n) {
+    cpu_forward *f = (cpu_forward *)forward;
+    int n_vocab = f->w->model->config.n_vocab;
+    size_t n_all = ((size_t)n_vocab + DT_PANEL_ROWS - 1) / DT_PANEL_ROWS;
+    if (!f->admitted) {
+        DT_TRY(dt_mem_alloc(&f->panels, n_all * sizeof *f->panels));
+        DT_TRY(dt_mem_alloc(&f->admitted, n_all * sizeof *f->admitted));
+        for (size_t i = 0; i < DT_BATCH_MAX * (size_t)n_vocab; i++)
+            f->logits[i] = -__builtin_inff();
+        for (int32_t id = 0; id < n_vocab && id < n_low; id += DT_PANEL_ROWS) {
+            f->admitted[id / DT_PANEL_ROWS] = true;
+            f->panels[f->n_panels++] = id / DT_PANEL_ROWS;
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        int panel = tokens[i] / DT_PANEL_ROWS;
+        if (tokens[i] < 0 || tokens[i] >= n_vocab || f->admitted[panel])
+            continue;
+        f->admitted[panel] = true;
+        f->panels[f->n_panels++] = panel;
+    }
+    return DT_OK;
+}
+
 static void cpu_close(dt_forward *forward) {
     cpu_forward *f = (cpu_forward *)forward;
     if (f->keys)
@@ -514,14 +548,15 @@ static void cpu_close(dt_forward *forward) {
     if (f->part)
         dt_mem_unmap(f->part, f->part_bytes);
     void *blocks[] = {f->ancestors, f->x, f->h, f->q, f->k, f->v, f->attn, f->delta, f->gate, f->up,
-        f->cos_sin, f->act_q, f->act_d, f->act_sum16, f->act_sum32, f->scratch, f->next};
+        f->cos_sin, f->act_q, f->act_d, f->act_sum16, f->act_sum32, f->scratch, f->next, f->panels,
+        f->admitted};
     for (size_t i = 0; i < DT_COUNT(blocks); i++)
         dt_mem_free(blocks[i]);
     dt_rows_deinit(&forward->rows);
     dt_mem_free(f);
 }
 
-static const dt_forward_ops cpu_ops = {cpu_eval, cpu_topk, cpu_move, cpu_close};
+static const dt_forward_ops cpu_ops = {cpu_eval, cpu_topk, cpu_move, cpu_close, cpu_admit};
 
 static dt_err allocate_floats(float **out, int n_columns) {
     return dt_mem_alloc(out, DT_BATCH_MAX * (size_t)n_columns * sizeof **out);

@@ -21,8 +21,10 @@ size_t dt_matmul_scratch_bytes(dt_matmul_way way, int k_max) {
     return spill + panel + (way == DT_MATMUL_OPENBLAS ? dt_openblas_scratch_bytes(k_max) : panel);
 }
 
-static int panels_of(const dt_weight *weight) {
-    return (int)((weight->tensor->ne[1] + DT_PANEL_ROWS - 1) / DT_PANEL_ROWS);
+static int panels_of(const dt_product *product) {
+    if (product->panels)
+        return product->n_panels;
+    return (int)((product->weight->tensor->ne[1] + DT_PANEL_ROWS - 1) / DT_PANEL_ROWS);
 }
 
 /* Panels of one chunk of a product. */
@@ -30,7 +32,7 @@ static int panels_per_chunk(const dt_product *product, int n_threads) {
     const dt_tensor *t = product->weight->tensor;
     size_t panel = dt_type_row_bytes(t->type, t->ne[0]) * DT_PANEL_ROWS;
     int by_bytes = (int)(CHUNK_BYTES / DT_MAX(panel, 1));
-    int by_threads = panels_of(product->weight) / (CHUNKS_PER_THREAD_MIN * n_threads);
+    int by_threads = panels_of(product) / (CHUNKS_PER_THREAD_MIN * n_threads);
     return DT_MAX(1, DT_MIN(by_bytes, by_threads));
 }
 
@@ -98,7 +100,7 @@ void dt_matmul_work(const dt_kernels *kernels, const dt_product *products, int n
             if (i_product == n_products)
                 return;
             int per = panels_per_chunk(&products[i_product], n_threads);
-            int n_chunks = (panels_of(products[i_product].weight) + per - 1) / per;
+            int n_chunks = (panels_of(&products[i_product]) + per - 1) / per;
             if (chunk < chunk0 + n_chunks)
                 break;
             chunk0 += n_chunks;
@@ -107,8 +109,9 @@ void dt_matmul_work(const dt_kernels *kernels, const dt_product *products, int n
         const dt_product *product = &products[i_product];
         int per = panels_per_chunk(product, n_threads);
         int first = (chunk - chunk0) * per;
-        int end = DT_MIN(first + per, panels_of(product->weight));
-        for (int p = first; p < end; p++) {
+        int end = DT_MIN(first + per, panels_of(product));
+        for (int i = first; i < end; i++) {
+            int p = product->panels ? product->panels[i] : i;
             const dt_packed *packed = &product->weight->packed;
             if (way == DT_MATMUL_OPENBLAS)
                 panel_openblas(product, p, row0, n_rows, scratch);

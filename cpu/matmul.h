@@ -19,6 +19,9 @@ typedef struct dt_product {
     const dt_act *act; /* in the form that dt_act_block asks for the weight */
     float *out;
     size_t out_stride; /* >= n_out */
+    /* Panels of the weight to multiply, NULL for all: only their columns of `out` are written. */
+    const int32_t *panels;
+    int n_panels;
 } dt_product;
 
 /* The block of activations that a weight is multiplied with: 256, 32, or 0 for plain float32. */

@@ -32,6 +32,7 @@ typedef struct dt_forward_ops {
     dt_err (*topk)(dt_forward *forward, dt_topk *out, int i_row, const dt_topk_args *args);
     dt_err (*move)(dt_forward *forward, const dt_row_move *moves, int n_moves);
     void (*close)(dt_forward *forward);
+    dt_err (*admit)(dt_forward *forward, int32_t n_low, const int32_t *tokens, int n);
 } dt_forward_ops;
 
 struct dt_forward {
@@ -63,6 +64,15 @@ static inline dt_err dt_forward_eval(dt_forward *forward, const dt_batch *batch)
 static inline dt_err dt_forward_topk(
     dt_forward *forward, dt_topk *out, int i_row, const dt_topk_args *args) {
     return forward->ops->topk(forward, out, i_row, args);
+}
+
+/* For drafts: from the first call on, only the logits of ids below n_low, of the tokens [n] of this
+ * and all later calls, and of some others beside them are computed; the rest are -infinity. The
+ * first call may take memory, later ones do not. A device that has no use for it computes all, as
+ * before. */
+static inline dt_err dt_forward_admit(
+    dt_forward *forward, int32_t n_low, const int32_t *tokens, int n) {
+    return forward->ops->admit ? forward->ops->admit(forward, n_low, tokens, n) : DT_OK;
 }
 
 /* Commits and keeps rows as dt_rows_keep does, and moves the cache's memory accordingly. More than

@@ -249,8 +249,48 @@ static void check_bad_batches(const char *name) {
     dt_model_close(model);
 }
 
+/* A draft's head over part of the vocabulary: what is admitted has the same logits, the rest none.
+ */
+static void check_admit(const char *name) {
+    dt_model *model;
+    if (dt_model_open(&model, data_path(name)) != DT_OK)
+        return;
+    int n_vocab = model->config.n_vocab;
+    size_t n_all = (size_t)N_TOKENS * (size_t)n_vocab;
+    float *all, *some;
+    CHECK_OK(dt_mem_alloc(&all, n_all * sizeof *all));
+    CHECK_OK(dt_mem_alloc(&some, n_all * sizeof *some));
+    int32_t tokens[N_TOKENS];
+    test_rng rng = {7};
+    for (int i = 0; i < N_TOKENS; i++)
+        tokens[i] = (int32_t)test_rng_below(&rng, (uint32_t)n_vocab);
+    setup s;
+    setup_open(&s, model, 2, NULL, DT_MATMUL_FUSED);
+    run_chain(all, s.forward, tokens, N_TOKENS, 5);
+    int32_t late[] = {n_vocab - 1, n_vocab / 2, n_vocab, -1};
+    CHECK_OK(dt_forward_admit(s.forward, 40, NULL, 0));
+    for (int round = 0; round < 2; round++) {
+        run_chain(some, s.forward, tokens, N_TOKENS, 5);
+        int n_differing = 0;
+        for (size_t i = 0; i < n_all; i++) {
+            int panel = (int)(i % (size_t)n_vocab) / 16;
+            bool admitted =
+                panel < 3 || (round == 1 && (panel == late[0] / 16 || panel == late[1] / 16));
+            n_differing += admitted ? some[i] != all[i] : some[i] != -__builtin_inff();
+        }
+        CHECK_MSG(n_differing == 0, "%s, round %d: %d logits differ", name, round, n_differing);
+        CHECK_OK(dt_forward_admit(s.forward, 40, late, 4));
+    }
+    setup_close(&s);
+    dt_mem_free(all);
+    dt_mem_free(some);
+    dt_model_close(model);
+}
+
 int main(void) {
     CHECK_OK(dt_topo_open(&topo, NULL));
+    check_admit("tiny-qwen2.gguf");
+    check_admit("tiny-draft.gguf");
     static const char *const names[] = {
         "tiny-llama.gguf", "tiny-qwen2.gguf", "tiny-draft.gguf", "tiny-f16.gguf", "tiny-iq4.gguf"};
     for (size_t i = 0; i < DT_COUNT(names); i++)

@@ -100,6 +100,7 @@ static inline void dt_draft_close(dt_draft *draft) {
 typedef struct dt_draft_model_options {
     int n_ctx, tree, depth, topk;
     int32_t n_allowed;
+    int32_t n_low; /* propose ids below and those of the timeline only; 0: all */
     dt_sampling sampling;
     bool noise; /* share the target's noise at temperature > 0 */
     struct dt_plan *plan;

@@ -81,6 +81,8 @@ static dt_err observe(dt_draft *draft, const dt_record *records, int n) {
         if (self->n_tokens == self->options.n_ctx)
             DT_FAIL(DT_ERR_LIMIT, "model draft: more than %d tokens", self->options.n_ctx);
         self->tokens[self->n_tokens++] = token;
+        if (self->options.n_low > 0)
+            DT_TRY(dt_forward_admit(self->forward, self->options.n_low, &token, 1));
         if (!self->planted)
             continue;
         self->moved = true;
@@ -387,6 +389,8 @@ dt_err dt_draft_model_open(
     };
     take_sampling(self, &options->sampling);
     dt_err err = take_memory(self);
+    if (err == DT_OK && options->n_low > 0)
+        err = dt_forward_admit(forward, options->n_low, NULL, 0);
     if (err != DT_OK) {
         close_model(&self->base);
         return err;

@@ -13,7 +13,7 @@ struct dt_engine {
 };
 
 /* The draft's caches and trees beyond the context. */
-enum { DRAFT_ROWS_SPARE = 512, N_CTX_DEFAULT = 4096 };
+enum { DRAFT_ROWS_SPARE = 512, N_CTX_DEFAULT = 4096, N_LOW_MIN = 32768 };
 
 /* ---- loading ---- */
 
@@ -147,14 +147,28 @@ static size_t longest_token(const dt_vocab *vocab) {
     return longest;
 }
 
+/* The head is a third of a small model's pass over a large vocabulary: on the CPU a draft computes
+ * its logits for the frequent tokens alone, which come first where merges are numbered by rank, and
+ * for those that end an answer; the source adds the text's own. */
+static dt_err limit_head(dt_session_parts *parts, const dt_vocab *vocab, int n_vocab) {
+    if (n_vocab <= 2 * N_LOW_MIN || strcmp(parts->draft->device, "cpu") != 0)
+        return DT_OK;
+    parts->n_low = DT_MAX(N_LOW_MIN, n_vocab / 4);
+    for (int32_t i = 0; i < dt_vocab_size(vocab); i++) {
+        if (dt_vocab_ends(vocab, i))
+            DT_TRY(dt_forward_admit(parts->draft, parts->n_low, &i, 1));
+    }
+    return DT_OK;
+}
+
 static dt_err open_forwards(
     dt_session_parts *parts, dt_engine *engine, const dt_session_options *o) {
     DT_TRY(dt_cpu_forward_open(&parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX));
     bool wanted = !o->own_draft && (o->draft == DT_DRAFT_AUTO || o->draft == DT_DRAFT_MODEL);
-    if (wanted && engine->draft)
-        DT_TRY(
-            dt_cpu_forward_open(&parts->draft, engine->draft_weights, o->n_ctx + DRAFT_ROWS_SPARE));
-    return DT_OK;
+    if (!wanted || !engine->draft)
+        return DT_OK;
+    DT_TRY(dt_cpu_forward_open(&parts->draft, engine->draft_weights, o->n_ctx + DRAFT_ROWS_SPARE));
+    return limit_head(parts, engine->draft->vocab, engine->draft->config.n_vocab);
 }
 
 dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_options *options) {

@@ -72,6 +72,7 @@ static dt_err open_source(dt_draft **out, dt_session *s) {
                                                   .depth = o->depth,
                                                   .topk = o->topk,
                                                   .n_allowed = n_allowed,
+                                                  .n_low = s->parts.n_low,
                                                   .sampling = o->sampling,
                                                   .noise = !o->independent_noise,
                                                   .now_ns = s->parts.now_ns,

@@ -25,6 +25,7 @@ typedef struct dt_session_parts {
     dt_forward *target; /* room for n_ctx + DT_TREE_MAX rows */
     dt_forward *draft;  /* NULL without one */
     int32_t n_common;   /* ids below may be proposed by the draft model */
+    int32_t n_low;      /* it proposes ids below and those of the text only; 0: all */
     dt_speech speech;
     /* For tests; 0: as designed. */
     uint32_t n_snapshots, n_records; /* slots of the rings */
