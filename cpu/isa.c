@@ -9,6 +9,7 @@
 static const char *const isa_names[DT_ISA_COUNT] = {
     [DT_ISA_C] = "c",
     [DT_ISA_AVX2] = "avx2",
+    [DT_ISA_AVXVNNI] = "avxvnni",
     [DT_ISA_AVX512] = "avx512",
 };
 
@@ -22,7 +23,7 @@ dt_err dt_isa_parse(dt_isa *out, const char *name) {
             *out = (dt_isa)i;
             return DT_OK;
         }
-    DT_FAIL(DT_ERR_INPUT, "\"%s\" is no instruction set; one of: c, avx2, avx512", name);
+    DT_FAIL(DT_ERR_INPUT, "\"%s\" is no instruction set; one of: c, avx2, avxvnni, avx512", name);
 }
 
 #ifdef DT_X86
@@ -51,6 +52,11 @@ static bool has_avx2(void) {
     return avx && fma && f16c && avx2 && (saved_state() & XCR0_YMM) == XCR0_YMM;
 }
 
+static bool has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4);
+}
+
 static bool has_avx512(void) {
     unsigned a, b, c, d;
     if (!has_avx2() || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
@@ -68,6 +74,8 @@ bool dt_isa_runs(dt_isa isa) {
 #ifdef DT_X86
     case DT_ISA_AVX2:
         return has_avx2();
+    case DT_ISA_AVXVNNI:
+        return has_avxvnni() || has_avx512();
     case DT_ISA_AVX512:
         return has_avx512();
 #endif
@@ -89,6 +97,10 @@ void dt_kernels_get(dt_kernels *out, dt_isa isa) {
 #ifdef DT_X86
     if (isa >= DT_ISA_AVX2)
         dt_kernels_avx2(out);
+    if (isa == DT_ISA_AVXVNNI && has_avxvnni())
+        dt_kernels_avxvnni(out);
+    else if (isa == DT_ISA_AVXVNNI)
+        dt_kernels_avxvnni_evex(out);
     if (isa >= DT_ISA_AVX512)
         dt_kernels_avx512(out);
 #endif

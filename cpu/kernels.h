@@ -60,12 +60,13 @@ typedef struct dt_kernels {
 /* Instruction sets, in ascending order of preference. */
 typedef enum dt_isa {
     DT_ISA_C,
-    DT_ISA_AVX2,   /* AVX2, FMA, F16C */
-    DT_ISA_AVX512, /* AVX-512 F, BW, VL, DQ and VNNI */
+    DT_ISA_AVX2,    /* AVX2, FMA, F16C */
+    DT_ISA_AVXVNNI, /* and VNNI on 256 bits: AVX-VNNI, or what DT_ISA_AVX512 has */
+    DT_ISA_AVX512,  /* AVX-512 F, BW, VL, DQ and VNNI */
     DT_ISA_COUNT,
 } dt_isa;
 
-/* "c", "avx2", "avx512" and back (DT_ERR_INPUT lists the names). */
+/* "c", "avx2", "avxvnni", "avx512" and back (DT_ERR_INPUT lists the names). */
 const char *dt_isa_name(dt_isa isa);
 dt_err dt_isa_parse(dt_isa *out, const char *name);
 /* Whether this CPU and operating system run it; the best that they run. */
@@ -78,6 +79,8 @@ void dt_kernels_get(dt_kernels *out, dt_isa isa);
 /* One per instruction set, in its own library; each overwrites the slots it has. */
 void dt_kernels_c(dt_kernels *table);
 void dt_kernels_avx2(dt_kernels *table);
+void dt_kernels_avxvnni(dt_kernels *table);
+void dt_kernels_avxvnni_evex(dt_kernels *table);
 void dt_kernels_avx512(dt_kernels *table);
 
 #endif

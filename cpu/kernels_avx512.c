@@ -2,23 +2,11 @@
  * all lanes. Up to 8 rows of activations make a tile that shares the unpacked weights; the loops
  * over `m` are unrolled into registers. Quantising stays with AVX2, which is
  * the faster at it. */
-#include "cpu/kernels.h"
-
-#include <immintrin.h>
-#include <string.h>
-
 #include "cpu/lanes.h"
-#include "cpu/layout.h"
-#include "src/base/fmath.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
-enum { TILE = 8, NEAR = 1024, FAR = 6144 };
+#define DT_ISA avx512
+#define DT_TILE 8
+#include "cpu/tile.h"
 
 INLINE __m512i load(const uint8_t *p) {
     return _mm512_loadu_si512(p);
@@ -55,47 +43,13 @@ INLINE __m512i shifted(__m512i v, const int n) {
            : n < 0 ? _mm512_srli_epi16(v, (unsigned)-n)
                    : v;
 }
-/* How far ahead of the arithmetic on m rows weights are brought into L2, beyond the present panel
- * too. On a Zen 4 core (November 2026, AVX-512, huge pages, plain reading 32 GB/s): m = 1 from 1 KB
- * ahead 28-33 GB/s, from 3 KB 16-30 by chance, from 6 KB 23, as it cuts off the hardware's own
- * stream. That stream comes too late for more rows: m = 4 from 1 KB 12, from 6 KB 25; m = 8 8 and
- * 13, which is the speed of the arithmetic. Nor does it find its way in Q3_K, whose blocks are not
- * read in order: 8 and 22. */
-INLINE int ahead_of(const int m) {
-    return m == 1 ? NEAR : FAR;
-}
-INLINE void fetch(const uint8_t *p, const int n_lines) {
-    for (int i = 0; i < n_lines; i++)
-        _mm_prefetch((const char *)p + i * DT_LINE, _MM_HINT_T1);
-}
-
-/* The rows of a tile. */
-typedef struct tile_rows {
-    const int8_t *q[TILE];
-    const int16_t *sum16, *sum32;
-    const float *d;
-    size_t n16, n32, n_d; /* a row's values of each */
-} tile_rows;
-
-INLINE tile_rows rows_of(const dt_act *act, int row0, const int m) {
-    size_t k = (size_t)act->k, row = (size_t)row0;
-    tile_rows rows = {.n16 = k / 16, .n32 = k / 32, .n_d = k / (size_t)act->block};
-    for (int t = 0; t < m; t++)
-        rows.q[t] = act->q + (row + (size_t)t) * k;
-    rows.sum16 = act->sum16 ? act->sum16 + row * rows.n16 : NULL;
-    rows.sum32 = act->sum32 + row * rows.n32;
-    rows.d = act->d + row * rows.n_d;
-    return rows;
-}
-
 /* ---- Q4_K, Q5_K ---- */
 
 /* Sums of sub-blocks are below 2^17, so up to four of them times 6-bit scales add up exactly in
  * float; the two halves of a super-block are added with the one rounding that the formula has. (For
  * five bits: |sum| <= 32 * 31 * 127, and only two such products stay below 2^24, hence quarters
  * through integers.) */
-INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const bool fifth) {
+INLINE void tile_min_k(TILE_ARGS, const bool fifth) {
     const int block_bytes = fifth ? DT_Q5K_BYTES : DT_Q4K_BYTES;
     const int n_blocks = act->k / 256;
     const __m512i nibble = _mm512_set1_epi8(15), bit4 = _mm512_set1_epi8(16);
@@ -174,22 +128,15 @@ INLINE void tile_min_k(float *out, size_t out_stride, const uint8_t *panel, cons
     UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
-INLINE void tile_q4_K(
-    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
-    tile_min_k(out, out_stride, panel, act, row0, m, false);
-}
-INLINE void tile_q5_K(
-    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
-    tile_min_k(out, out_stride, panel, act, row0, m, true);
-}
+TILE_OF(q4_K, min_k, false)
+TILE_OF(q5_K, min_k, true)
 
 /* ---- Q6_K ---- */
 
 /* Sums of 16 products times an int8 scale, added as integers: 16 such products reach 2^27, too much
  * for floats. (A 32-bit multiplication a sub-block costs less than multiplying 16-bit partial sums,
  * of which a sub-block has two, and which need two more additions.) */
-INLINE void tile_q6_K(
-    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+INLINE void tile_q6_K(TILE_ARGS) {
     const int n_blocks = act->k / 256;
     const __m512i nibble = _mm512_set1_epi8(15), bits45 = _mm512_set1_epi8(0x30);
     tile_rows rows = rows_of(act, row0, m);
@@ -248,8 +195,7 @@ INLINE void tile_q6_K(
 /* ---- Q3_K ---- */
 
 /* Every sum here is an integer below 2^24 (16 * 7 * 127 times 32, 16 times), so floats carry it. */
-INLINE void tile_q3_K(
-    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+INLINE void tile_q3_K(TILE_ARGS) {
     const int n_blocks = act->k / 256;
     const __m512i two_bits = _mm512_set1_epi8(3), bit2 = _mm512_set1_epi8(4);
     tile_rows rows = rows_of(act, row0, m);
@@ -312,8 +258,7 @@ INLINE __m512i level_table(void) {
 }
 
 /* Sums of a sub-block go over what floats carry (32 * 241 * 127 * 32), so they stay integers. */
-INLINE void tile_iq4_xs(
-    float *out, size_t out_stride, const uint8_t *panel, const dt_act *act, int row0, const int m) {
+INLINE void tile_iq4_xs(TILE_ARGS) {
     const int n_blocks = act->k / 256;
     const __m512i nibble = _mm512_set1_epi8(15), table = level_table();
     tile_rows rows = rows_of(act, row0, m);
@@ -368,17 +313,9 @@ INLINE void tile_iq4_xs(
 
 /* ---- blocks of 32 ---- */
 
-typedef enum form { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL } form;
-
 /* The zero point enters as the start of the integer sum. */
-INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const form type) {
-    const bool has_min = type == Q4_1 || type == Q5_1, fifth = type == Q5_0 || type == Q5_1;
-    const int body_bytes = type == Q4_0 || type == IQ4_NL ? DT_Q40_BODY
-                           : type == Q5_0                 ? DT_Q50_BODY
-                           : type == Q8_0                 ? DT_Q80_BODY
-                           : type == Q4_1                 ? DT_Q41_BYTES
-                                                          : DT_Q51_BYTES;
+INLINE void tile_32(TILE_ARGS, const form type) {
+    const bool has_min = form_has_min(type), fifth = form_has_fifth(type);
     const int z = type == Q4_0                     ? -8
                   : type == Q5_0                   ? -16
                   : type == Q8_0 || type == IQ4_NL ? -128
@@ -390,12 +327,9 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
     __m512 y[TILE];
     UNROLL for (int t = 0; t < m; t++) y[t] = _mm512_setzero_ps();
     for (int i = 0; i < n_blocks; i++) {
-        const uint8_t *d_place =
-            has_min ? panel + (size_t)i * (size_t)body_bytes : dt_pair_d(panel, body_bytes, i);
-        const uint8_t *lines =
-            has_min ? d_place + DT_Q41_LINES : dt_pair_body(panel, body_bytes, i);
+        const uint8_t *lines, *d_place = form_block(&lines, panel, i, type);
         __m512i sum[TILE];
-        fetch(lines + ahead_of(m), body_bytes / DT_LINE + !has_min);
+        fetch(lines + ahead_of(m), form_bytes(type) / DT_LINE + !has_min);
         UNROLL for (int t = 0; t < m; t++) {
             sum[t] = z == 0 ? _mm512_setzero_si512()
                             : _mm512_set1_epi32(z * rows.sum32[(size_t)t * rows.n32]);
@@ -441,22 +375,16 @@ INLINE void tile_32(float *out, size_t out_stride, const uint8_t *panel, const d
     UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
-#define TILE_32(name, type)                                                                        \
-    INLINE void tile_##name(float *out, size_t out_stride, const uint8_t *panel,                   \
-        const dt_act *act, int row0, const int m) {                                                \
-        tile_32(out, out_stride, panel, act, row0, m, type);                                       \
-    }
-TILE_32(q4_0, Q4_0)
-TILE_32(q4_1, Q4_1)
-TILE_32(q5_0, Q5_0)
-TILE_32(q5_1, Q5_1)
-TILE_32(q8_0, Q8_0)
-TILE_32(iq4_nl, IQ4_NL)
+TILE_OF(q4_0, 32, Q4_0)
+TILE_OF(q4_1, 32, Q4_1)
+TILE_OF(q5_0, 32, Q5_0)
+TILE_OF(q5_1, 32, Q5_1)
+TILE_OF(q8_0, 32, Q8_0)
+TILE_OF(iq4_nl, 32, IQ4_NL)
 
 /* ---- float types: one chain per output, so only rows of activations hide its latency ---- */
 
-INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, const dt_act *act,
-    int row0, const int m, const dt_type type) {
+INLINE void tile_float(TILE_ARGS, const dt_type type) {
     const int line_bytes = type == DT_TYPE_F32 ? 64 : 32;
     const float *x[TILE];
     __m512 y[TILE];
@@ -480,70 +408,15 @@ INLINE void tile_float(float *out, size_t out_stride, const uint8_t *panel, cons
     UNROLL for (int t = 0; t < m; t++) _mm512_storeu_ps(out + (size_t)t * out_stride, y[t]);
 }
 
-#define TILE_FLOAT(name, type)                                                                     \
-    INLINE void tile_##name(float *out, size_t out_stride, const uint8_t *panel,                   \
-        const dt_act *act, int row0, const int m) {                                                \
-        tile_float(out, out_stride, panel, act, row0, m, type);                                    \
-    }
-TILE_FLOAT(f32, DT_TYPE_F32)
-TILE_FLOAT(f16, DT_TYPE_F16)
-TILE_FLOAT(bf16, DT_TYPE_BF16)
+TILE_OF(f32, float, DT_TYPE_F32)
+TILE_OF(f16, float, DT_TYPE_F16)
+TILE_OF(bf16, float, DT_TYPE_BF16)
 
-/* A kernel: n_rows cut into tiles as equal as can be, each a function of its own. */
-#define TILE_CASE(name, rows)                                                                      \
-    case rows:                                                                                     \
-        tile_##name(y, out_stride, panel, act, row, rows);                                         \
-        break;
-#define MATMUL(name)                                                                               \
-    static void matmul_##name##_avx512(float *out, size_t out_stride, const uint8_t *panel,        \
-        const dt_act *act, int row0, int n_rows) {                                                 \
-        int n_tiles = (n_rows + TILE - 1) / TILE;                                                  \
-        for (int i = 0; i < n_tiles; i++) {                                                        \
-            int done = n_rows * i / n_tiles, row = row0 + done;                                    \
-            float *y = out + (size_t)done * out_stride;                                            \
-            switch (n_rows * (i + 1) / n_tiles - done) {                                           \
-                TILE_CASE(name, 1)                                                                 \
-                TILE_CASE(name, 2)                                                                 \
-                TILE_CASE(name, 3)                                                                 \
-                TILE_CASE(name, 4)                                                                 \
-                TILE_CASE(name, 5)                                                                 \
-                TILE_CASE(name, 6)                                                                 \
-                TILE_CASE(name, 7)                                                                 \
-                TILE_CASE(name, 8)                                                                 \
-            }                                                                                      \
-        }                                                                                          \
-    }
-
-MATMUL(q3_K)
-MATMUL(q4_K)
-MATMUL(q5_K)
-MATMUL(q6_K)
-MATMUL(iq4_nl)
-MATMUL(iq4_xs)
-MATMUL(q4_0)
-MATMUL(q4_1)
-MATMUL(q5_0)
-MATMUL(q5_1)
-MATMUL(q8_0)
-MATMUL(f32)
-MATMUL(f16)
-MATMUL(bf16)
+INT8_TYPES(MATMUL)
+FLOAT_TYPES(MATMUL)
 
 void dt_kernels_avx512(dt_kernels *table) {
-    table->isa = "avx512";
-    table->matmul[DT_TYPE_F32] = matmul_f32_avx512;
-    table->matmul[DT_TYPE_F16] = matmul_f16_avx512;
-    table->matmul[DT_TYPE_BF16] = matmul_bf16_avx512;
-    table->matmul[DT_TYPE_Q4_0] = matmul_q4_0_avx512;
-    table->matmul[DT_TYPE_Q4_1] = matmul_q4_1_avx512;
-    table->matmul[DT_TYPE_Q5_0] = matmul_q5_0_avx512;
-    table->matmul[DT_TYPE_Q5_1] = matmul_q5_1_avx512;
-    table->matmul[DT_TYPE_Q8_0] = matmul_q8_0_avx512;
-    table->matmul[DT_TYPE_Q3_K] = matmul_q3_K_avx512;
-    table->matmul[DT_TYPE_Q4_K] = matmul_q4_K_avx512;
-    table->matmul[DT_TYPE_Q5_K] = matmul_q5_K_avx512;
-    table->matmul[DT_TYPE_Q6_K] = matmul_q6_K_avx512;
-    table->matmul[DT_TYPE_IQ4_NL] = matmul_iq4_nl_avx512;
-    table->matmul[DT_TYPE_IQ4_XS] = matmul_iq4_xs_avx512;
+    INT8_TYPES(MATMUL_SLOT)
+    FLOAT_TYPES(MATMUL_SLOT)
     lanes_fill(table);
 }

@@ -25,7 +25,7 @@ typedef struct dt_engine_options {
     const char *target; /* path of the target's GGUF */
     const char *draft;  /* path of the draft's GGUF or NULL */
     int n_threads;      /* 0: one per physical core */
-    const char *isa;    /* NULL or "auto", "c", "avx2", "avx512" */
+    const char *isa;    /* NULL or "auto", "c", "avx2", "avxvnni", "avx512" */
     const char *matmul; /* NULL or "auto", "fused", "openblas", "float" */
     /* Called while loading, from the calling thread; may be NULL. `what` is "target" or "draft". */
     void (*progress)(void *arg, const char *what, size_t done, size_t total);

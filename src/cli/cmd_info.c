@@ -9,7 +9,7 @@
 /* ---- the machine ---------------------------------------------------------------------------- */
 
 static json_t *isa_levels(void) {
-    static const char *const names[] = {"c", "avx2", "avx512"};
+    static const char *const names[] = {"c", "avx2", "avxvnni", "avx512"};
     json_t *levels = json_array();
     for (size_t i = 0; i < DT_COUNT(names); i++) {
         if (dt_engine_isa_runs(names[i]))
