@@ -3,7 +3,7 @@
 
 #include "cpu/device.h"
 #include "cpu/matmul_openblas.h"
-#include "src/base/fmath.h"
+#include "models/rope.h"
 #include "src/base/mem.h"
 
 /* Source bytes packed at a time, so that at most this much of the mapped file is resident beside
@@ -167,20 +167,15 @@ static void name_numerics(dt_cpu_weights *w, const char *openblas_id) {
     snprintf(w->numerics, sizeof w->numerics, "%s,kv-f16", way);
 }
 
-/* Frequencies of the rotary embedding: base^(-2i / n_rot), times the linear scale, divided by the
- * file's factors where it brings some; then those of local layers that have a base of their own. */
 static dt_err make_frequencies(dt_cpu_weights *w) {
     const dt_config *c = &w->model->config;
     int n = c->n_rot / 2;
     w->n_turns = c->local_rope ? 2 : 1;
     DT_TRY(dt_mem_alloc(&w->inverse_freq, (size_t)(w->n_turns * n) * sizeof *w->inverse_freq));
-    const float *factors = w->model->rope_freqs ? w->model->rope_freqs->data : NULL;
-    for (int i = 0; i < n; i++) {
-        double f = dt_pow_f64(c->rope_base, -2.0 * i / c->n_rot) * c->rope_scale;
-        w->inverse_freq[i] = factors ? f / (double)factors[i] : f;
-        if (c->local_rope)
-            w->inverse_freq[n + i] = dt_pow_f64(c->rope_base_local, -2.0 * i / c->n_rot);
-    }
+    dt_rope_frequencies(
+        w->inverse_freq, c, w->model->rope_freqs ? w->model->rope_freqs->data : NULL);
+    if (c->local_rope)
+        dt_rope_frequencies_local(w->inverse_freq + n, c);
     return DT_OK;
 }
 

@@ -175,8 +175,9 @@ static void embed(pass *p, int r) {
     for (int i = 0; i < n_pairs; i++) {
         double s, c;
         dt_sincos_f64(&s, &c, position * f->w->inverse_freq[i]);
-        cos_sin[2 * i] = (float)c;
-        cos_sin[2 * i + 1] = (float)s;
+        double gain = i < p->config->n_rot / 2 ? p->config->rope_gain : 1.0;
+        cos_sin[2 * i] = (float)(c * gain);
+        cos_sin[2 * i + 1] = (float)(s * gain);
     }
 }
 

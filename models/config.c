@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "src/base/fmath.h"
+
 enum {
     N_CTX_MAX = 1 << 24,
     N_EMBD_MAX = 1 << 16,
@@ -19,17 +21,24 @@ enum {
 static const struct {
     const char *name; /* value of general.architecture and prefix of the keys */
     dt_rope_pairing rope_pairing;
-    bool qkv_bias, qk_norm;
+    bool qkv_bias, qk_norm, fused;
+    bool window; /* the key of a sliding window is obeyed: by every layer, or as gemma does */
     bool
         gemma; /* post norms, GELU, scaled embeddings, local layers with a RoPE base of their own */
 } ARCHS[DT_ARCH_COUNT] = {
-    [DT_ARCH_LLAMA] = {.name = "llama", .rope_pairing = DT_ROPE_NEIGHBOURS},
+    [DT_ARCH_LLAMA] = {.name = "llama", .rope_pairing = DT_ROPE_NEIGHBOURS, .window = true},
     [DT_ARCH_QWEN2] = {.name = "qwen2", .rope_pairing = DT_ROPE_HALVES, .qkv_bias = true},
     [DT_ARCH_QWEN3] = {.name = "qwen3", .rope_pairing = DT_ROPE_HALVES, .qk_norm = true},
     [DT_ARCH_GEMMA3] = {.name = "gemma3",
         .rope_pairing = DT_ROPE_HALVES,
         .qk_norm = true,
+        .window = true,
         .gemma = true},
+    [DT_ARCH_MISTRAL] = {.name = "mistral", .rope_pairing = DT_ROPE_NEIGHBOURS, .window = true},
+    [DT_ARCH_PHI3] = {.name = "phi3",
+        .rope_pairing = DT_ROPE_HALVES,
+        .fused = true,
+        .window = true},
 };
 
 typedef struct source {
@@ -100,6 +109,7 @@ static dt_err read_arch(dt_config *out, const dt_gguf *gguf) {
             out->rope_pairing = ARCHS[i].rope_pairing;
             out->qkv_bias = ARCHS[i].qkv_bias;
             out->qk_norm = ARCHS[i].qk_norm;
+            out->fused = ARCHS[i].fused;
             out->post_norm = ARCHS[i].gemma;
             out->gate = ARCHS[i].gemma ? DT_GATE_GELU : DT_GATE_SILU;
             return DT_OK;
@@ -148,6 +158,47 @@ static dt_err read_factor(double *out, source *s, const char *name) {
     return DT_OK;
 }
 
+static dt_err read_turns(dt_config *out, source *s, const char *fast, const char *slow) {
+    int n_ctx;
+    DT_TRY(read_count(
+        &n_ctx, s, "rope.scaling.original_context_length", out->n_ctx_train, 1, N_CTX_MAX));
+    out->rope_n_ctx = n_ctx;
+    DT_TRY(read_real(&out->rope_fast, s, fast, 1e-3, 1e6));
+    DT_TRY(read_real(&out->rope_slow, s, slow, 1e-3, 1e6));
+    if (!(out->rope_slow < out->rope_fast))
+        DT_FAIL(DT_ERR_INPUT, "key %s: want more than %g, the file has %g", key_of(s, fast),
+            out->rope_slow, out->rope_fast);
+    return DT_OK;
+}
+
+static dt_err read_yarn(dt_config *out, source *s) {
+    out->rope_scaling = DT_ROPE_YARN;
+    out->rope_fast = 32;
+    out->rope_slow = 1;
+    DT_TRY(read_turns(out, s, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"));
+    if (out->rope_base <= 1)
+        DT_FAIL(DT_ERR_INPUT, "YaRN wants a RoPE base above 1, the file has %g", out->rope_base);
+    double mix = 1, multiplier = 0, gain = 1;
+    DT_TRY(dt_gguf_get_float(s->gguf, key_of(s, "rope.scaling.yarn_ext_factor"), &mix));
+    DT_TRY(dt_gguf_get_float(s->gguf, key_of(s, "rope.scaling.yarn_log_multiplier"), &multiplier));
+    if (mix != 1 || multiplier != 0)
+        DT_FAIL(DT_ERR_UNSUPPORTED, "a variant of YaRN (its mix %g, its multiplier %g): want 1, 0",
+            mix, multiplier);
+    DT_TRY(read_real(&gain, s, "rope.scaling.attn_factor", 1e-3, 1e3));
+    DT_TRY(read_real(&gain, s, "rope.scaling.yarn_attn_factor", 1e-3, 1e3));
+    if (out->rope_scale < 1)
+        gain *= 1 - 0.1 * dt_log_f64(out->rope_scale);
+    out->rope_gain = gain;
+    return DT_OK;
+}
+
+static dt_err read_llama3(dt_config *out, source *s) {
+    out->rope_scaling = DT_ROPE_LLAMA3;
+    out->rope_fast = 4;
+    out->rope_slow = 1;
+    return read_turns(out, s, "rope.scaling.high_freq_factor", "rope.scaling.low_freq_factor");
+}
+
 /* rope.scale_linear is the older name of rope.scaling.factor. */
 static dt_err read_rope(dt_config *out, source *s) {
     char shown[DT_TEXT_SHOWN_BYTES];
@@ -156,14 +207,19 @@ static dt_err read_rope(dt_config *out, source *s) {
     double factor = 1;
     DT_TRY(read_factor(&factor, s, "rope.scale_linear"));
     DT_TRY(read_factor(&factor, s, "rope.scaling.factor"));
+    out->rope_scale = factor > 0 ? 1 / factor : 1;
+    out->rope_gain = 1;
     dt_text type = {"linear", 6};
     DT_TRY(dt_gguf_get_text(s->gguf, key_of(s, "rope.scaling.type"), &type));
     if (dt_text_is(type, "none"))
-        factor = 1;
+        out->rope_scale = 1;
+    else if (dt_text_is(type, "yarn"))
+        DT_TRY(read_yarn(out, s));
+    else if (dt_text_is(type, "llama3"))
+        DT_TRY(read_llama3(out, s));
     else if (!dt_text_is(type, "linear"))
         DT_FAIL(DT_ERR_UNSUPPORTED, "RoPE scaling \"%s\" is not supported (key %s)",
-            dt_text_shown(shown, type), s->key);
-    out->rope_scale = factor > 0 ? 1 / factor : 1;
+            dt_text_shown(shown, type), key_of(s, "rope.scaling.type"));
     return DT_OK;
 }
 
@@ -199,7 +255,6 @@ static dt_err read_gemma(dt_config *out, source *s) {
     /* The 27B alone was trained with the scale of another head size, and no key says so. */
     if (out->n_layer == LAYERS_27B)
         out->attn_scale = 1.0f / __builtin_sqrtf((float)(out->n_embd / out->n_head));
-    DT_TRY(read_count(&out->window, s, "attention.sliding_window", 0, 0, N_CTX_MAX));
     if (out->window == 0)
         return DT_OK;
     DT_TRY(read_pattern(out, s, 6));
@@ -228,10 +283,14 @@ static dt_err read_all(dt_config *out, const dt_gguf *gguf) {
     out->embd_scale = 1.0f;
     out->attn_scale = 1.0f / __builtin_sqrtf((float)out->head_dim);
     DT_TRY(read_rope(out, &s));
-    if (ARCHS[out->arch].gemma)
-        DT_TRY(read_gemma(out, &s));
+    if (ARCHS[out->arch].window)
+        DT_TRY(read_count(&out->window, &s, "attention.sliding_window", 0, 0, N_CTX_MAX));
     else
         DT_TRY(refuse_count(&s, "attention.sliding_window", "sliding windows"));
+    for (int i = 0; i < out->n_layer; i++)
+        out->local[i] = out->window > 0;
+    if (ARCHS[out->arch].gemma)
+        DT_TRY(read_gemma(out, &s));
     if (!dt_gguf_has(gguf, key_of(&s, "attention.layer_norm_rms_epsilon")))
         DT_FAIL(DT_ERR_INPUT, "key %s is missing", s.key);
     double eps = 0;

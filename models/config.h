@@ -10,6 +10,8 @@ typedef enum dt_arch {
     DT_ARCH_QWEN2,
     DT_ARCH_QWEN3,
     DT_ARCH_GEMMA3,
+    DT_ARCH_MISTRAL,
+    DT_ARCH_PHI3,
     DT_ARCH_COUNT,
 } dt_arch;
 
@@ -19,6 +21,14 @@ typedef enum dt_rope_pairing {
     DT_ROPE_NEIGHBOURS,
     DT_ROPE_HALVES,
 } dt_rope_pairing;
+
+/* How the rotary embedding is stretched over a context longer than the model's first one
+ * (models/rope.h). LINEAR with a scale of 1 is none. */
+typedef enum dt_rope_scaling {
+    DT_ROPE_LINEAR,
+    DT_ROPE_YARN,
+    DT_ROPE_LLAMA3, /* a tensor of factors, where the file has one, stands for all of it */
+} dt_rope_scaling;
 
 /* What goes over the gate of a feed-forward block: x / (1 + e^-x), or the tanh form of GELU. */
 typedef enum dt_gate {
@@ -46,11 +56,16 @@ typedef struct dt_config {
     int n_rot; /* rotated elements of a head, even, <= head_dim */
     dt_rope_pairing rope_pairing;
     double rope_base;  /* 1 to 1e12 */
-    double rope_scale; /* positions are multiplied by this (1 = no scaling), <= DT_ROPE_RATE_MAX */
+    double rope_scale; /* 1 / factor of the scaling (1 = none), <= DT_ROPE_RATE_MAX */
     float norm_eps;
-    bool qkv_bias;    /* the architecture may carry biases on q, k and v */
-    bool qk_norm;     /* every head of q and k is normalised before its rotation */
-    bool post_norm;   /* what a block adds to the residual stream is normalised too */
+    dt_rope_scaling rope_scaling;
+    double rope_n_ctx;           /* YARN, LLAMA3: the context before stretching */
+    double rope_fast, rope_slow; /* turns over it: pairs with more stay, with fewer are scaled */
+    double rope_gain;            /* of cosine and sine: 1, or YaRN's */
+    bool fused;                  /* q, k, v lie in one tensor, gate and up in another */
+    bool qkv_bias;               /* the architecture may carry biases on q, k and v */
+    bool qk_norm;                /* every head of q and k is normalised before its rotation */
+    bool post_norm;              /* what a block adds to the residual stream is normalised too */
     dt_gate gate;     /* behind GELU, activations are quantised twice (doc/numerics.md) */
     float embd_scale; /* of the embedding rows */
     float attn_scale; /* of the scores */
@@ -60,9 +75,9 @@ typedef struct dt_config {
     double rope_base_local;
 } dt_config;
 
-/* Refuses by name: an unknown architecture, a RoPE scaling other than none and linear, experts,
- * sliding windows where the architecture has none, soft caps of scores or logits, differing K and V
- * head sizes, counts out of range. */
+/* Refuses by name: an unknown architecture, a RoPE scaling other than none, linear, yarn and
+ * llama3, experts, sliding windows where the architecture has none, soft caps of scores or logits,
+ * differing K and V head sizes, counts out of range. */
 dt_err dt_config_read(dt_config *out, const dt_gguf *gguf);
 
 #endif

@@ -52,13 +52,43 @@ static dt_err bind_in_layer(const dt_tensor **out, binder *b, int i_layer, const
     return bind(out, b, name, n_rows, n_cols, optional);
 }
 
+/* Rows [row0, row0 + n_rows) of a matrix as a tensor of its own. */
+static const dt_tensor *view_rows(
+    dt_tensor *view, const dt_tensor *whole, int64_t row0, int64_t n_rows) {
+    size_t row_bytes = dt_type_row_bytes(whole->type, whole->ne[0]);
+    *view = *whole;
+    view->ne[1] = n_rows;
+    view->data = (const uint8_t *)whole->data + (size_t)row0 * row_bytes;
+    view->n_bytes = (size_t)n_rows * row_bytes;
+    return view;
+}
+
+/* q, k, v below each other in one matrix, gate and up in another. */
+static dt_err bind_fused(
+    dt_layer *layer, dt_tensor parts[5], binder *b, const dt_config *c, int i) {
+    int64_t q = (int64_t)c->n_head * c->head_dim, kv = (int64_t)c->n_head_kv * c->head_dim;
+    const dt_tensor *qkv, *gate_up;
+    DT_TRY(bind_in_layer(&qkv, b, i, "attn_qkv.weight", q + 2 * kv, c->n_embd, false));
+    DT_TRY(bind_in_layer(&gate_up, b, i, "ffn_up.weight", 2 * (int64_t)c->n_ff, c->n_embd, false));
+    layer->wq = view_rows(&parts[0], qkv, 0, q);
+    layer->wk = view_rows(&parts[1], qkv, q, kv);
+    layer->wv = view_rows(&parts[2], qkv, q + kv, kv);
+    layer->w_gate = view_rows(&parts[3], gate_up, 0, c->n_ff);
+    layer->w_up = view_rows(&parts[4], gate_up, c->n_ff, c->n_ff);
+    return DT_OK;
+}
+
 static dt_err bind_layer(dt_layer *layer, binder *b, const dt_config *c, int i) {
     int64_t d = c->n_embd, q = (int64_t)c->n_head * c->head_dim;
     int64_t kv = (int64_t)c->n_head_kv * c->head_dim, ff = c->n_ff;
     DT_TRY(bind_in_layer(&layer->attn_norm, b, i, "attn_norm.weight", 0, d, false));
-    DT_TRY(bind_in_layer(&layer->wq, b, i, "attn_q.weight", q, d, false));
-    DT_TRY(bind_in_layer(&layer->wk, b, i, "attn_k.weight", kv, d, false));
-    DT_TRY(bind_in_layer(&layer->wv, b, i, "attn_v.weight", kv, d, false));
+    if (!c->fused) {
+        DT_TRY(bind_in_layer(&layer->wq, b, i, "attn_q.weight", q, d, false));
+        DT_TRY(bind_in_layer(&layer->wk, b, i, "attn_k.weight", kv, d, false));
+        DT_TRY(bind_in_layer(&layer->wv, b, i, "attn_v.weight", kv, d, false));
+        DT_TRY(bind_in_layer(&layer->w_gate, b, i, "ffn_gate.weight", ff, d, false));
+        DT_TRY(bind_in_layer(&layer->w_up, b, i, "ffn_up.weight", ff, d, false));
+    }
     DT_TRY(bind_in_layer(&layer->wo, b, i, "attn_output.weight", d, q, false));
     if (c->qkv_bias) {
         DT_TRY(bind_in_layer(&layer->bq, b, i, "attn_q.bias", 0, q, true));
@@ -75,16 +105,16 @@ static dt_err bind_layer(dt_layer *layer, binder *b, const dt_config *c, int i) 
         DT_TRY(bind_in_layer(&layer->ffn_post_norm, b, i, "post_ffw_norm.weight", 0, d, false));
     }
     DT_TRY(bind_in_layer(&layer->ffn_norm, b, i, "ffn_norm.weight", 0, d, false));
-    DT_TRY(bind_in_layer(&layer->w_gate, b, i, "ffn_gate.weight", ff, d, false));
-    DT_TRY(bind_in_layer(&layer->w_up, b, i, "ffn_up.weight", ff, d, false));
     return bind_in_layer(&layer->w_down, b, i, "ffn_down.weight", d, ff, false);
 }
 
 /* A frequency is divided by its factor. With one that is zero, NaN or tiny the angles would leave
  * the range of dt_sincos_f64 (models/config.h); a negative or infinite one has no meaning. */
-static dt_err check_factors(const dt_tensor *t, double rope_scale) {
+static dt_err check_factors(const dt_tensor *t, const dt_config *c) {
     const float *factors = t->data;
-    double low = rope_scale / DT_ROPE_RATE_MAX;
+    /* Only linear scaling slows every pair down. */
+    double most = c->rope_scaling == DT_ROPE_LINEAR ? c->rope_scale : DT_MAX(c->rope_scale, 1.0);
+    double low = most / DT_ROPE_RATE_MAX;
     for (int64_t i = 0; i < t->ne[0]; i++) {
         double factor = (double)factors[i];
         if (!(factor >= low && factor < (double)__builtin_inff()))
@@ -104,9 +134,16 @@ static dt_err bind_all(dt_model *model, binder *b) {
         model->output = model->token_embd;
     DT_TRY(bind(&model->rope_freqs, b, "rope_freqs.weight", 0, c->n_rot / 2, true));
     if (model->rope_freqs)
-        DT_TRY(check_factors(model->rope_freqs, c->rope_scale));
-    for (int i = 0; i < c->n_layer; i++)
+        DT_TRY(check_factors(model->rope_freqs, c));
+    /* Two sets of factors, chosen by the length of the text. */
+    if (dt_gguf_find(b->file, "rope_factors_long.weight"))
+        DT_FAIL(DT_ERR_UNSUPPORTED, "RoPE scaling \"longrope\" is not supported (tensor "
+                                    "rope_factors_long.weight)");
+    for (int i = 0; i < c->n_layer; i++) {
+        if (c->fused)
+            DT_TRY(bind_fused(&model->layers[i], model->parts + (size_t)i * 5, b, c, i));
         DT_TRY(bind_layer(&model->layers[i], b, c, i));
+    }
     /* A tensor that no part of the program reads (a bias, an expert, a norm of another design)
      * would change the text if it were read, so ignoring it would be wrong without a word. */
     for (int64_t i = 0; i < dt_gguf_n_tensors(b->file); i++)
@@ -119,6 +156,9 @@ static dt_err bind_all(dt_model *model, binder *b) {
 static dt_err open_parts(dt_model *model) {
     DT_TRY(dt_config_read(&model->config, model->file));
     DT_TRY(dt_mem_alloc(&model->layers, (size_t)model->config.n_layer * sizeof *model->layers));
+    if (model->config.fused)
+        DT_TRY(
+            dt_mem_alloc(&model->parts, (size_t)model->config.n_layer * 5 * sizeof *model->parts));
     binder b = {model->file, NULL};
     DT_TRY(dt_mem_alloc(&b.bound, (size_t)dt_gguf_n_tensors(model->file)));
     dt_err err = bind_all(model, &b);
@@ -155,6 +195,7 @@ void dt_model_close(dt_model *model) {
         return;
     dt_vocab_close(model->vocab);
     dt_mem_free(model->layers);
+    dt_mem_free(model->parts);
     dt_gguf_close(model->file);
     dt_mem_free(model);
 }

@@ -28,6 +28,7 @@ typedef struct dt_model {
     const dt_tensor *output;      /* [n_vocab, D]; token_embd itself where the head is tied */
     const dt_tensor *rope_freqs;  /* [n_rot / 2] factors that divide the frequencies, optional */
     dt_layer *layers;             /* [n_layer], owned */
+    dt_tensor *parts;             /* [n_layer][5] views of fused tensors, owned; else NULL */
 } dt_model;
 
 /* Opens the file, reads the configuration and the vocabulary and binds every tensor. A missing

@@ -36,7 +36,7 @@ class Model:
         self.fields = reader.fields
         self.tensors = {t.name: t for t in reader.tensors}
         self.arch = self.key("general.architecture")
-        if self.arch not in ("llama", "qwen2", "qwen3", "gemma3"):
+        if self.arch not in ("llama", "qwen2", "qwen3", "gemma3", "mistral", "phi3"):
             sys.exit("%s: no reference for architecture %s" % (path, self.arch))
         size = lambda name, default=None: self.key(self.arch + "." + name, default)
         self.n_embd = size("embedding_length")
@@ -47,15 +47,19 @@ class Model:
         self.n_rot = size("rope.dimension_count", self.head_dim)
         self.eps = size("attention.layer_norm_rms_epsilon")
         self.rope_base = size("rope.freq_base", 10000.0)
-        self.rope_scale = 1.0
-        if size("rope.scaling.type", "none") == "linear":
-            self.rope_scale = 1.0 / size("rope.scaling.factor", 1.0)
+        scaling = "rope.scaling."
+        self.rope_kind = size(scaling + "type", "none")
+        self.rope_factor = size(scaling + "factor", 1.0)
+        self.rope_n_ctx = size(scaling + "original_context_length", size("context_length"))
+        self.rope_low = size(scaling + "low_freq_factor", 1.0)
+        self.rope_high = size(scaling + "high_freq_factor", 4.0)
         self.score_scale = self.head_dim ** -0.5
-        self.window, self.local = 0, [False] * self.n_layer
+        self.window = size("attention.sliding_window", 0)
+        self.local = [self.window > 0] * self.n_layer
+        self.local_base = None
         if self.arch == "gemma3":
             if self.n_layer == 62:  # the 27B
                 self.score_scale = (self.n_embd // self.n_head) ** -0.5
-            self.window = size("attention.sliding_window", 0)
             if self.window:
                 period = size("attention.sliding_window_pattern", 6)
                 self.local = [i % period < period - 1 for i in range(self.n_layer)]
@@ -160,15 +164,44 @@ def rms_norm(x, weight, eps):
     return (x / np.sqrt(mean + eps)).astype(x.dtype) * weight
 
 
-def rope_angles(model, n_tok, base, scale):
+def yarn(model, frequency):
+    """Pairs of more than 32 turns over the first context stay, those of fewer than 1 are
+    interpolated, between them a ramp over the pairs."""
+    pair = lambda turns: (model.n_rot * np.log(model.rope_n_ctx / (turns * 2 * np.pi)) /
+                          (2 * np.log(model.rope_base)))
+    low = max(np.floor(pair(32)), 0)
+    high = min(np.ceil(pair(1)), model.n_rot - 1)
+    ramp = np.clip((np.arange(len(frequency)) - low) / max(high - low, 0.001), 0, 1)
+    return frequency / model.rope_factor * ramp + frequency * (1 - ramp)
+
+
+def llama3(model, frequency):
+    """Long waves are interpolated, short ones stay, between them a blend."""
+    wave = 2 * np.pi / frequency
+    blend = (model.rope_n_ctx / wave - model.rope_low) / (model.rope_high - model.rope_low)
+    between = (1 - blend) * frequency / model.rope_factor + blend * frequency
+    long, short = model.rope_n_ctx / model.rope_low, model.rope_n_ctx / model.rope_high
+    return np.where(wave > long, frequency / model.rope_factor,
+                    np.where(wave < short, frequency, between))
+
+
+def rope_angles(model, n_tok, local=False):
     """cos and sin, [n_tok, n_rot / 2]."""
     exponent = np.arange(0, model.n_rot, 2, dtype=np.float64) / model.n_rot
-    frequency = base ** -exponent * scale
+    frequency = (model.local_base if local else model.rope_base) ** -exponent
     factors = model.weight("rope_freqs.weight")
-    if factors is not None:
+    gain = 1.0
+    if not local and model.rope_kind == "yarn":
+        frequency = yarn(model, frequency)
+        gain = 0.1 * np.log(model.rope_factor) + 1
+    elif not local and model.rope_kind == "llama3" and factors is None:
+        frequency = llama3(model, frequency)
+    elif not local and model.rope_kind == "linear":
+        frequency = frequency / model.rope_factor
+    if not local and factors is not None:
         frequency = frequency / factors.astype(np.float64)
     angle = np.arange(n_tok, dtype=np.float64)[:, None] * frequency[None, :]
-    return np.cos(angle).astype(model.dtype), np.sin(angle).astype(model.dtype)
+    return (gain * np.cos(angle)).astype(model.dtype), (gain * np.sin(angle)).astype(model.dtype)
 
 
 def rotate(x, cos, sin, neighbours):
@@ -220,11 +253,14 @@ def activation(model, gate):
 
 def layer(model, x, prefix, cos, sin, window):
     n_tok = x.shape[0]
-    neighbours = model.arch == "llama"
+    neighbours = model.arch in ("llama", "mistral")
     y = rms_norm(x, model.weight(prefix + "attn_norm.weight"), model.eps)
-    q = linear(model, y, prefix + "attn_q").reshape(n_tok, model.n_head, -1)
-    k = linear(model, y, prefix + "attn_k").reshape(n_tok, model.n_head_kv, -1)
-    v = linear(model, y, prefix + "attn_v").reshape(n_tok, model.n_head_kv, -1)
+    if model.arch == "phi3":
+        sizes = [model.n_head * model.head_dim, model.n_head_kv * model.head_dim]
+        q, k, v = np.split(linear(model, y, prefix + "attn_qkv"), np.cumsum(sizes), axis=1)
+    else:
+        q, k, v = (linear(model, y, prefix + "attn_" + part) for part in "qkv")
+    q, k, v = (t.reshape(n_tok, -1, model.head_dim) for t in (q, k, v))
     if model.arch in ("qwen3", "gemma3"):
         q = rms_norm(q, model.weight(prefix + "attn_q_norm.weight"), model.eps)
         k = rms_norm(k, model.weight(prefix + "attn_k_norm.weight"), model.eps)
@@ -234,7 +270,10 @@ def layer(model, x, prefix, cos, sin, window):
         y = rms_norm(y, model.weight(prefix + "post_attention_norm.weight"), model.eps)
     x = x + y
     y = rms_norm(x, model.weight(prefix + "ffn_norm.weight"), model.eps)
-    gate, up = linear(model, y, prefix + "ffn_gate"), linear(model, y, prefix + "ffn_up")
+    if model.arch == "phi3":
+        gate, up = np.split(linear(model, y, prefix + "ffn_up"), 2, axis=1)
+    else:
+        gate, up = linear(model, y, prefix + "ffn_gate"), linear(model, y, prefix + "ffn_up")
     y = linear(model, activation(model, gate) * up, prefix + "ffn_down")
     if model.arch == "gemma3":
         y = rms_norm(y, model.weight(prefix + "post_ffw_norm.weight"), model.eps)
@@ -243,8 +282,8 @@ def layer(model, x, prefix, cos, sin, window):
 
 def forward(model, ids, progress=False):
     """Logits of every position, [n_tok, n_vocab] of the model's dtype."""
-    turns = rope_angles(model, len(ids), model.rope_base, model.rope_scale)
-    local_turns = rope_angles(model, len(ids), model.local_base, 1.0) if model.window else None
+    turns = rope_angles(model, len(ids))
+    local_turns = rope_angles(model, len(ids), True) if model.local_base else turns
     x = model.weight("token_embd.weight", np.asarray(ids))
     if model.arch == "gemma3":
         x = x * model.dtype(model.n_embd ** 0.5)

@@ -17,6 +17,9 @@ weight type that dovetail reads and every branch of the architectures:
     tiny-qwen3   qwen3: heads of q and k with norms of their own, wider than n_embd / n_head
     tiny-gemma3  gemma3: three layers, two of them with a window of 8 positions and a RoPE base of
                  their own, norms behind the blocks, GELU, scaled embeddings, tied head
+    tiny-mistral mistral: a window of 10 positions in every layer, RoPE scaled as llama3
+    tiny-phi3    phi3: q, k, v in one tensor, gate and up in another, RoPE over a part of the head,
+                 scaled as yarn
 """
 
 import pathlib
@@ -495,6 +498,41 @@ def make_gemma3(path):
     write_gguf(path, keys | vocab_keys, w.tensors)
 
 
+def make_mistral(path):
+    vocab, vocab_keys = make_vocab("gpt-2", 30, True)
+    w = Weights(6)
+    w.tokens("token_embd.weight", vocab, 64, Q8_0, 0.3)
+    w.vector("output_norm.weight", 64, 1, 0.1)
+    w.tokens("output.weight", vocab, 64, Q5_1, 0.35)
+    for i in range(2):
+        make_layer(w, i, (64, 64, 32, 96), [Q8_0, Q5_0, Q8_0, Q5_1, Q4_1, Q5_0, Q8_0], 0.8, 1.5)
+    keys = model_keys("mistral", "tiny-mistral", 2048, 2, 64, 96, 4, 2, 1e2,
+                      attention__sliding_window=10, rope__scaling__type="llama3",
+                      rope__scaling__factor=8.0, rope__scaling__original_context_length=96,
+                      rope__scaling__low_freq_factor=1.0, rope__scaling__high_freq_factor=4.0)
+    write_gguf(path, keys | vocab_keys, w.tensors)
+
+
+def make_phi3(path):
+    vocab, vocab_keys = make_vocab("gpt-2", 30, True)
+    w = Weights(7)
+    w.tokens("token_embd.weight", vocab, 64, Q8_0, 0.3)
+    w.vector("output_norm.weight", 64, 1, 0.1)
+    w.tokens("output.weight", vocab, 64, Q5_0, 0.35)
+    for i in range(2):
+        name = f"blk.{i}."
+        w.vector(name + "attn_norm.weight", 64, 1, 0.1)
+        w.matrix(name + "attn_qkv.weight", 64 + 2 * 32, 64, [Q8_0, Q5_1][i], 1.3)
+        w.matrix(name + "attn_output.weight", 64, 64, Q5_0, 0.8)
+        w.vector(name + "ffn_norm.weight", 64, 1, 0.1)
+        w.matrix(name + "ffn_up.weight", 2 * 96, 64, [Q4_1, Q8_0][i], 1.5)
+        w.matrix(name + "ffn_down.weight", 64, 96, Q5_1, 1.5)
+    keys = model_keys("phi3", "tiny-phi3", 2048, 2, 64, 96, 4, 2, 1e2, rope__dimension_count=12,
+                      rope__scaling__type="yarn", rope__scaling__factor=8.0,
+                      rope__scaling__original_context_length=256)
+    write_gguf(path, keys | vocab_keys, w.tensors)
+
+
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "tests" / "data"
@@ -505,6 +543,8 @@ def main():
     make_f16(folder / "tiny-f16.gguf")
     make_qwen3(folder / "tiny-qwen3.gguf")
     make_gemma3(folder / "tiny-gemma3.gguf")
+    make_mistral(folder / "tiny-mistral.gguf")
+    make_phi3(folder / "tiny-phi3.gguf")
 
 
 if __name__ == "__main__":

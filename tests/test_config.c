@@ -2,6 +2,7 @@
  * hold nothing but keys, and copies of the tiny files with a few bytes changed. */
 #define _GNU_SOURCE /* memmem */
 #include "models/model.h"
+#include "models/rope.h"
 
 #include <unistd.h>
 
@@ -139,15 +140,16 @@ static void test_defaults(void) {
     CHECK_OK(read_config(&c, WITH(U("expert_count", 0), U("attention.sliding_window", 0))));
 }
 
-/* The keys of gemma3 beside the base's, whose names say llama. */
-#define GEMMA                                                                                      \
-    {"general.architecture", TEXT, 0, "gemma3"}, {"gemma3.context_length", U32, 4096, NULL},       \
-        {"gemma3.embedding_length", U32, 96, NULL}, {"gemma3.block_count", U32, 7, NULL},          \
-        {"gemma3.feed_forward_length", U32, 160, NULL},                                            \
-        {"gemma3.attention.head_count", U32, 6, NULL},                                             \
-        {"gemma3.attention.layer_norm_rms_epsilon", F32, 0.5, NULL}, {                             \
-        "gemma3.vocab_size", U32, 500, NULL                                                        \
+/* The keys of another architecture beside the base's, whose names say llama. */
+#define KEYS(arch)                                                                                 \
+    {"general.architecture", TEXT, 0, arch}, {arch ".context_length", U32, 4096, NULL},            \
+        {arch ".embedding_length", U32, 96, NULL}, {arch ".block_count", U32, 7, NULL},            \
+        {arch ".feed_forward_length", U32, 160, NULL},                                             \
+        {arch ".attention.head_count", U32, 6, NULL},                                              \
+        {arch ".attention.layer_norm_rms_epsilon", F32, 0.5, NULL}, {                              \
+        arch ".vocab_size", U32, 500, NULL                                                         \
     }
+#define GEMMA KEYS("gemma3")
 
 static void test_gemma(void) {
     dt_config c;
@@ -175,6 +177,55 @@ static void test_gemma(void) {
         DT_ERR_UNSUPPORTED, "attn_logit_softcapping");
 }
 
+static bool near(double a, double b) {
+    return a - b < 1e-12 * b && b - a < 1e-12 * b;
+}
+
+/* Scalings of the rotation, against their definitions worked out by hand or by another program. */
+static void test_rope(void) {
+    dt_config c;
+    double f[8];
+    CHECK_OK(read_config(&c, WITH(U("attention.sliding_window", 4096))));
+    CHECK(c.window == 4096 && c.local[0] && c.local[1] && !c.local_rope);
+    /* n_rot 16, base 10000: pair i turns by 10^(-i / 2). */
+    CHECK_OK(read_config(&c, WITH(F("rope.scaling.factor", 4))));
+    dt_rope_frequencies(f, &c, NULL);
+    CHECK(near(f[0], 0.25) && near(f[2], 0.025));
+    CHECK_OK(read_config(&c, WITH(T("rope.scaling.type", "llama3"), F("rope.scaling.factor", 4),
+                                 U("rope.scaling.original_context_length", 628))));
+    dt_rope_frequencies(f, &c, NULL);
+    /* Turns over 628 positions: 99.9, 31.6, 9.99, 3.16, 0.999 (below 1, scaled), ... */
+    CHECK(near(f[0], 1) && near(f[2], 0.1) && near(f[4], 0.0025) && near(f[6], 0.00025));
+    double turns = 628 * f[1] / 10 / (2 * 3.14159265358979323846), blend = (turns - 1) / 3;
+    CHECK(near(f[3], f[1] / 10 * ((1 - blend) / 4 + blend)));
+    const float factors[8] = {1, 2, 1, 1, 1, 1, 1, 8};
+    dt_rope_frequencies(f, &c, factors);
+    CHECK(near(f[0], 1) && near(f[1] * 2, f[3] * 10) && near(f[4], 0.01));
+    CHECK_OK(read_config(&c, WITH(T("rope.scaling.type", "yarn"), F("rope.scaling.factor", 4),
+                                 U("rope.scaling.original_context_length", 1024))));
+    CHECK(c.rope_fast == 32 && c.rope_slow == 1 && near(c.rope_gain, 1.138629436111989));
+    dt_rope_frequencies(f, &c, NULL);
+    /* 32 turns at pair 1.41, 1 turn at pair 4.42: the ramp goes from 1 to 5. */
+    CHECK(near(f[0], 1) && near(f[1] * f[1], 0.1) && near(f[2], 0.1 * (0.75 + 0.25 / 4)));
+    CHECK(near(f[4], 0.01 * (0.25 + 0.75 / 4)) && near(f[6], 0.001 / 4));
+    CHECK_OK(read_config(&c, WITH(T("rope.scaling.type", "yarn"), F("rope.scaling.factor", 1))));
+    CHECK(c.rope_gain == 1 && c.rope_n_ctx == 4096);
+    CHECK_FAILS(read_config(&c, WITH(T("rope.scaling.type", "yarn"), F("rope.freq_base", 1))),
+        DT_ERR_INPUT, "YaRN wants a RoPE base above 1");
+    CHECK_FAILS(read_config(&c, WITH(T("rope.scaling.type", "yarn"),
+                                    F("rope.scaling.yarn_log_multiplier", 0.1))),
+        DT_ERR_UNSUPPORTED, "variant of YaRN");
+    CHECK_FAILS(read_config(&c,
+                    WITH(T("rope.scaling.type", "llama3"), F("rope.scaling.low_freq_factor", 4))),
+        DT_ERR_INPUT, "high_freq_factor: want more than 4, the file has 4");
+    CHECK_FAILS(read_config(&c, WITH(T("rope.scaling.type", "yarn"),
+                                    U("rope.scaling.original_context_length", 0))),
+        DT_ERR_INPUT, "original_context_length");
+    CHECK_FAILS(
+        read_config(&c, WITH(KEYS("qwen3"), {"qwen3.attention.sliding_window", U32, 64, NULL})),
+        DT_ERR_UNSUPPORTED, "sliding windows");
+}
+
 static void test_refusals(void) {
     dt_config c;
     static const char *const required[] = {"llama.context_length", "llama.embedding_length",
@@ -192,12 +243,13 @@ static void test_refusals(void) {
         const char *words;
     } cases[] = {
         {{"general.architecture", TEXT, 0, "mamba"}, DT_ERR_UNSUPPORTED,
-            "architecture \"mamba\" is not supported; supported are llama, qwen2, qwen3, gemma3"},
+            "architecture \"mamba\" is not supported; supported are llama, qwen2, qwen3, gemma3, "
+            "mistral, "
+            "phi3"},
         {{"general.architecture", TEXT, 0, "\x1b[31mred"}, DT_ERR_UNSUPPORTED, "\"?[31mred\""},
         {{"general.architecture", U32, 1, NULL}, DT_ERR_INPUT, "want a text"},
         {U("expert_count", 8), DT_ERR_UNSUPPORTED, "experts are not supported"},
-        {U("attention.sliding_window", 4096), DT_ERR_UNSUPPORTED, "sliding windows"},
-        {T("rope.scaling.type", "yarn"), DT_ERR_UNSUPPORTED, "RoPE scaling \"yarn\""},
+        {T("rope.scaling.type", "longrope"), DT_ERR_UNSUPPORTED, "RoPE scaling \"longrope\""},
         {U("attention.value_length", 24), DT_ERR_UNSUPPORTED, "16 for keys and 24 for values"},
         {U("context_length", 0), DT_ERR_INPUT, "want 1 to 16777216, the file has 0"},
         {U("embedding_length", 4e9), DT_ERR_INPUT, "embedding_length"},
@@ -271,6 +323,18 @@ static void test_tiny_models(void) {
     if (m) {
         CHECK(m->config.arch == DT_ARCH_GEMMA3 && m->config.window == 8 && m->config.local[1]);
         CHECK(!m->config.local[2] && m->layers[2].attn_post_norm && m->layers[2].ffn_post_norm);
+    }
+    dt_model_close(m);
+    CHECK_OK(dt_model_open(&m, data_path("tiny-mistral.gguf")));
+    CHECK(m && m->config.window == 10 && m->config.rope_scaling == DT_ROPE_LLAMA3);
+    dt_model_close(m);
+    CHECK_OK(dt_model_open(&m, data_path("tiny-phi3.gguf")));
+    if (m) {
+        const dt_layer *l = &m->layers[1];
+        CHECK(m->config.fused && m->config.n_rot == 12 && m->config.rope_scaling == DT_ROPE_YARN);
+        CHECK(l->wq->ne[1] == 64 && l->wk->ne[1] == 32 && l->wv->ne[1] == 32);
+        CHECK((const char *)l->wv->data == (const char *)l->wk->data + l->wk->n_bytes);
+        CHECK(l->w_gate->ne[1] == 96 && l->w_up->ne[1] == 96 && l->w_gate->data < l->w_up->data);
     }
     dt_model_close(m);
     CHECK_OK(dt_model_open(&m, data_path("tiny-f16.gguf")));
@@ -349,6 +413,8 @@ static void test_broken_models(void) {
         DT_ERR_UNSUPPORTED, "blk.1.attn_k.boas");
     CHECK_FAILS(PATCH("tiny-qwen3.gguf", "blk.1.attn_k_norm.weight", "blk.1.attn_k_form"),
         DT_ERR_INPUT, "tensor blk.1.attn_k_norm.weight is missing (want [32])");
+    CHECK_FAILS(PATCH("tiny-phi3.gguf", "blk.0.attn_qkv.weight", "blk.0.attn_abc"), DT_ERR_INPUT,
+        "tensor blk.0.attn_qkv.weight is missing (want [128,64])");
 #undef PATCH
     uint32_t number = 128;
     const char *key = "llama.feed_forward_length";
@@ -382,6 +448,7 @@ int main(void) {
     close(fd);
     test_defaults();
     test_gemma();
+    test_rope();
     test_refusals();
     test_tiny_models();
     test_rope_factors();

@@ -121,5 +121,7 @@ int main(void) {
     check_model(folder, "tiny-f16", false);
     check_model(folder, "tiny-qwen3", true);
     check_model(folder, "tiny-gemma3", true);
+    check_model(folder, "tiny-mistral", true);
+    check_model(folder, "tiny-phi3", true);
     return test_end();
 }
