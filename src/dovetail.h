@@ -53,7 +53,13 @@ const char *dt_engine_disclaimer(const dt_engine *engine);
 
 typedef struct dt_session dt_session;
 
-/* The target's distribution: penalties, temperature, top-k, top-p, min-p, in this order.
+/* What is added to a token's logit; -infinity: the token is never chosen. */
+typedef struct dt_logit_bias {
+    int32_t token;
+    float bias; /* -1e6 .. 1e6, or -infinity */
+} dt_logit_bias;
+
+/* The target's distribution: biases, penalties, temperature, top-k, top-p, min-p, in this order.
  * dt_sampling_default() is greedy with every filter off. */
 typedef struct dt_sampling {
     float temperature;       /* 0: greedy */
@@ -65,6 +71,8 @@ typedef struct dt_sampling {
     float frequency_penalty; /* 0: off */
     int penalty_window; /* tokens looked back on by the penalties, prompt included; default 64 */
     uint64_t seed;
+    const dt_logit_bias *biases; /* [n_biases], the caller's, as long as this is in force */
+    int n_biases;                /* several for one token are added one after the other */
 } dt_sampling;
 
 void dt_sampling_default(dt_sampling *out);
@@ -138,7 +146,8 @@ typedef struct dt_generate_options {
 } dt_generate_options;
 
 /* Generates from the timeline, which must hold at least one token. The timeline keeps every
- * generated token up to the stop (the end token included). */
+ * generated token up to the stop (the end token included). DT_ERR_INPUT where the best logit of
+ * the next token is not finite: a damaged model, or a bias on every token. */
 dt_err dt_session_generate(
     dt_stop *stop_out, dt_session *session, const dt_generate_options *options);
 

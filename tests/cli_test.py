@@ -46,13 +46,15 @@ class Done:
 
 def call(*args, stdin=b"", **more):
     more.setdefault("stdout", subprocess.PIPE)
-    done = subprocess.run([PROGRAM, *args], input=stdin, stderr=subprocess.PIPE, timeout=300,
+    more["input" if isinstance(stdin, bytes) else "stdin"] = stdin
+    done = subprocess.run([PROGRAM, *args], stderr=subprocess.PIPE, timeout=300,
                           **more)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def refuses(code, words, *args, **more):
-    """Nothing on standard output, one line "dovetail: ..." that holds `words`, this exit code."""
+def refuses(code, words, *args, prints=False, **more):
+    """Nothing on standard output (unless `prints`), one line "dovetail: ..." that holds `words`,
+    this exit code."""
     done = call(*args, **more)
     shown = " ".join(a if isinstance(a, str) else repr(a) for a in args)
     one_line = done.err.startswith("dovetail: ") and done.err.count("\n") == 1
@@ -60,7 +62,7 @@ def refuses(code, words, *args, **more):
     check(one_line, "%s: want one line, got %r" % (shown, done.err))
     for word in words if isinstance(words, tuple) else (words,):
         check(word in done.err, "%s: want '%s' in %r" % (shown, word, done.err))
-    check(not done.out, "%s: wrote %r" % (shown, done.out))
+    check(prints or not done.out, "%s: wrote %r" % (shown, done.out))
 
 
 def works(*args, **more):
@@ -268,6 +270,105 @@ def test_template(folder):
     works(*RUN, "-n", "2", "--chat", "--template", "qwen3", "--think", "off", "-p", "x")
     refuses(2, "--template needs --chat", *RUN, "--template", "chatml", "-p", "x")
     refuses(2, "--think needs --chat", *RUN, "--think", "on", "-p", "x")
+
+
+def test_bias(folder):
+    args = [*RUN, "-p", "hello", "-n", "12", "--ignore-eos"]
+    plain = json.loads(works(*args, "--json").out)
+    first = plain["tokens"][0]
+    banned = json.loads(works(*args, "--json", "--logit-bias", "%d:-inf" % first).out)
+    check(first not in banned["tokens"], "a banned token appears: %s" % banned["tokens"])
+    forced = json.loads(works(*args, "--json", "--logit-bias", "70:1e6").out)
+    check(forced["tokens"] == [70] * 12, "a forced token does not: %s" % forced["tokens"])
+    for more in (["-d", DRAFT], ["--draft", "none"], ["-t", "1"]):
+        got = json.loads(works(*args, *more, "--json", "--logit-bias", "%d:-inf" % first).out)
+        check(got["tokens"] == banned["tokens"], "%s: another text with a bias" % more)
+    text = works("tokenize", "-m", TARGET, "--decode", "[70]").out
+    same = json.loads(works(*args, "--json", "--logit-bias", text + b":1e6,71:-1").out)
+    check(same["tokens"] == [70] * 12, "a bias by text: %s" % same["tokens"])
+    colon = json.loads(works(*args, "--json", "--logit-bias", ",:5,::1e6").out)
+    check(colon["text"] == ":" * 12, "a comma and a colon as texts: %s" % colon["text"])
+    for bad in ("70", "70:", ":1", "70:x", "70:inf", "70:nan", "70:1e7", "70:1,", "70:1,x", ""):
+        refuses(2, ("--logit-bias", "TOKEN:VALUE"), *args, "--logit-bias", bad)
+    refuses(1, "no single token", *args, "--logit-bias", "no such token at all:1")
+    refuses(1, "want 0 to", *args, "--logit-bias", "999999:1")
+
+
+def test_run_json():
+    args = [*RUN, "-p", "hello", "--ignore-eos"]
+    text = works(*args, "-n", "9").out
+    done = works(*args, "-n", "9", "--json")
+    found = json.loads(done.out)
+    check(bytes.fromhex(found["bytes"]) == text, "--json has another text")
+    check(found["finish_reason"] == "budget" and found["stats"]["tokens"] == 9, "%s" % found)
+    check(len(found["tokens"]) == 9 and done.err == "", "--json writes %r" % done.err)
+    refuses(2, "--jsonl", *RUN, "--json", "--jsonl", "x")
+    check("; -n 9 reached" in works(*args, "-n", "9").err, "the end by -n is not announced")
+    done = works(*args, "-n", "-1", "-c", "40")
+    check("; the context is full (-c 40)" in done.err, "a full context is not: %r" % done.err)
+    done = works(*args, "-n", "1")
+    check("; 1 token in" in done.err, "one token: %r" % done.err)
+    cut = works(*args, "-n", "40", "--stop", text[6:7], "--stop", "never so").out
+    check(cut == text[:text.index(text[6:7])], "two --stop: %r of %r" % (cut, text))
+
+
+def test_messages(folder):
+    refuses(2, "want the name of a file", "run", "-m", "", "-p", "x")
+    odd = os.path.join(folder, "a\033[31m\nb\u009b\u00e9.gguf")
+    done = refuses(1, "a\\x1b[31m\\x0ab\\xc2\\x9b\u00e9.gguf", "run", "-m", odd, "-p", "x")
+    lines = write(os.path.join(folder, "prompts.jsonl"), '{"prompt": "a"}\n\n{"prompt": 3}\n')
+    refuses(1, "line 3", *RUN, "-n", "1", "--jsonl", lines, prints=True)
+    write(lines, '{"prompt": "a"}\n{"prompt"\n')
+    refuses(1, "line 2", *RUN, "-n", "1", "--jsonl", lines, prints=True)
+    refuses(1, ("/dev/zero", "256 MB"), *RUN, "-f", "/dev/zero")
+    refuses(1, ("standard input", "256 MB"), *RUN, stdin=open("/dev/zero", "rb"))
+    refuses(1, "irectory", *RUN, "-f", folder)
+
+
+def gguf_tensor(data, name):
+    """Offset of a tensor's bytes in a GGUF file of the default alignment."""
+    at = 24
+    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    n_tensors, n_keys = struct.unpack_from("<QQ", data, 8)
+
+    def skip_text(at):
+        return at + 8 + struct.unpack_from("<Q", data, at)[0]
+
+    def skip_value(at, kind):
+        if kind == 9:
+            kind, n = struct.unpack_from("<IQ", data, at)
+            at += 12
+        else:
+            n = 1
+        for _ in range(n if kind == 8 else 0):
+            at = skip_text(at)
+        return at + n * sizes.get(kind, 0)
+
+    for _ in range(n_keys):
+        at = skip_text(at)
+        at = skip_value(at + 4, struct.unpack_from("<I", data, at)[0])
+    found = None
+    for _ in range(n_tensors):
+        end = skip_text(at)
+        n_dims = struct.unpack_from("<I", data, end)[0]
+        if data[at + 8:end] == name:
+            found = struct.unpack_from("<Q", data, end + 4 + 8 * n_dims + 4)[0]
+        at = end + 4 + 8 * n_dims + 12
+    return (at + 31) // 32 * 32 + found
+
+
+def test_nan(folder):
+    """A model whose weights are no numbers ends with a line, not with an empty text."""
+    with open(TARGET, "rb") as f:
+        data = bytearray(f.read())
+    # In the last norm: no logit is a number.
+    struct.pack_into("<f", data, gguf_tensor(data, b"output_norm.weight"), float("nan"))
+    path = os.path.join(folder, "nan.gguf")
+    with open(path, "wb") as f:
+        f.write(data)
+    refuses(1, ("logits are not finite", "damaged"), "run", "-m", path, "-p", "hello")
+    refuses(1, "damaged", "run", "-m", path, "-p", "hello", "--json")
+    refuses(1, "damaged", "run", "-m", path, "-p", "hello", "--temp", "1", "--seed", "1")
 
 
 # ---- streams and signals

@@ -37,6 +37,8 @@ static bool slow_filter(const dt_sampling *o, int n, const int32_t *tokens, int6
         for (int64_t j = DT_MAX(0, n_tokens - o->penalty_window); j < n_tokens; j++)
             count += tokens[j] == i;
         float l = logits[i];
+        for (int j = 0; j < o->n_biases; j++)
+            l = o->biases[j].token == i ? l + o->biases[j].bias : l;
         if (count > 0) {
             l = l > 0.0f ? l / o->repeat_penalty : l * o->repeat_penalty;
             l = l - (o->presence_penalty + (float)count * o->frequency_penalty);
@@ -107,6 +109,17 @@ static dt_sampling random_options(test_rng *rng) {
     return o;
 }
 
+/* Up to four, on few tokens, so that some get several. */
+static void random_biases(test_rng *rng, dt_sampling *o, dt_logit_bias *biases, int n) {
+    o->biases = biases;
+    o->n_biases = test_rng_below(rng, 3) == 0 ? (int)test_rng_below(rng, 5) : 0;
+    for (int i = 0; i < o->n_biases; i++) {
+        biases[i].token = (int32_t)test_rng_below(rng, (uint32_t)DT_MIN(n, 6));
+        biases[i].bias =
+            test_rng_below(rng, 4) == 0 ? -__builtin_inff() : 6.0f * test_rng_float(rng);
+    }
+}
+
 /* Against the definition, on rows with ties, NaN and infinities. */
 static void test_definition(test_rng *rng) {
     static const int sizes[] = {1, 2, 17, 63, 64, 65, 129, 1000, 3001};
@@ -125,11 +138,17 @@ static void test_definition(test_rng *rng) {
         for (int64_t i = 0; i < n_tokens; i++)
             tokens[i] = (int32_t)test_rng_below(rng, (uint32_t)DT_MIN(n, 30));
         dt_sampling o = random_options(rng);
+        dt_logit_bias biases[4];
+        random_biases(rng, &o, biases, n);
         dt_sampler sampler;
         CHECK_OK(dt_sampler_init(&sampler, &o, n));
         int32_t got = dt_sampler_next(&sampler, logits, tokens, n_tokens);
         CHECK(dt_sampler_next(&sampler, logits, tokens, n_tokens) == got);
-        if (slow_filter(&o, n, tokens, n_tokens)) {
+        bool clear = slow_filter(&o, n, tokens, n_tokens), lost = true;
+        for (int i = 0; i < n; i++)
+            lost = lost && !(changed[i] > -__builtin_inff());
+        CHECK(sampler.lost == lost);
+        if (clear && !lost) {
             int32_t want = slow_next(&o, n, n_tokens);
             CHECK_MSG(got == want,
                 "round %d: token %d, want %d (n %d, T %g, top-k %d, top-p %g, min-p %g)", round,
@@ -139,7 +158,7 @@ static void test_definition(test_rng *rng) {
         }
         dt_sampler_deinit(&sampler);
     }
-    CHECK(n_compared > 2500);
+    CHECK(n_compared > 2400);
 }
 
 static void test_odd_rows(void) {
@@ -151,11 +170,11 @@ static void test_odd_rows(void) {
         CHECK_OK(dt_sampler_init(&sampler, &o, 200));
         for (int i = 0; i < 200; i++)
             logits[i] = __builtin_nanf("");
-        CHECK(dt_sampler_next(&sampler, logits, NULL, 0) == 0);
+        CHECK(dt_sampler_next(&sampler, logits, NULL, 0) == 0 && sampler.lost);
         logits[150] = -__builtin_inff();
-        CHECK(dt_sampler_next(&sampler, logits, NULL, 0) == 150);
+        CHECK(dt_sampler_next(&sampler, logits, NULL, 0) == 150 && sampler.lost);
         logits[160] = -3e38f;
-        CHECK(dt_sampler_next(&sampler, logits, NULL, 0) == 160);
+        CHECK(dt_sampler_next(&sampler, logits, NULL, 0) == 160 && !sampler.lost);
         logits[170] = logits[180] = __builtin_inff();
         CHECK(dt_sampler_next(&sampler, logits, NULL, 0) == 170);
         dt_sampler_deinit(&sampler);
@@ -262,6 +281,13 @@ static void test_refusals(void) {
     REFUSED(presence_penalty, __builtin_inff(), "presence penalty");
     REFUSED(frequency_penalty, -1e9f, "frequency penalty");
     REFUSED(penalty_window, -5, "penalty window");
+    static const dt_logit_bias outside[] = {{10, 1.0f}, {3, __builtin_inff()}, {3, 1e7f}};
+    for (int i = 0; i < 3; i++) {
+        dt_sampling_default(&o);
+        o.biases = &outside[i];
+        o.n_biases = 1;
+        CHECK_FAILS(dt_sampler_init(&sampler, &o, 10), DT_ERR_INPUT, "logit bias");
+    }
 }
 
 static void time_next(test_rng *rng, const dt_sampling *o, float spread, const char *what) {

@@ -449,6 +449,42 @@ static void test_failures(void) {
     }
 }
 
+/* Where the model gives no numbers, all tokens before are the same as ever, whatever drafts. */
+static void test_lost(void) {
+    static outcome expected;
+    story s = story_default();
+    tell(&expected, &s, &plain);
+    for (size_t i = 0; i < DT_COUNT(ways); i++) {
+        toy *target = toy_open(N_CTX + DT_TREE_MAX, 5, 0.0f);
+        toy *draft = toy_open(N_CTX + 200, 5, ways[i].disagree);
+        target->nan_place = 24;
+        dt_session_parts parts = toy_parts(&target->base, &draft->base);
+        dt_session_options options;
+        dt_session_options_default(&options);
+        options.n_ctx = N_CTX;
+        options.draft = ways[i].kind;
+        options.tree = ways[i].tree;
+        options.depth = ways[i].depth;
+        options.topk = ways[i].topk;
+        dt_session *session = NULL;
+        CHECK_OK(dt_session_open_with(&session, &parts, &options));
+        CHECK_OK(dt_session_append(session, expected.tokens, 9));
+        dt_stop stop;
+        dt_generate_options generate = {.n_max = 40, .ignore_end = true};
+        for (int k = 0; k < 2; k++)
+            CHECK_FAILS(dt_session_generate(&stop, session, &generate), DT_ERR_INPUT,
+                "token 25: the model's logits are not finite");
+        CHECK(dt_session_n_tokens(session) == 25);
+        CHECK(memcmp(expected.tokens, dt_session_tokens(session), 25 * sizeof(int32_t)) == 0);
+        toy_check_rows(target, dt_session_tokens(session), 25);
+        target->nan_place = 0;
+        generate.n_max = 49 - 25;
+        CHECK_OK(dt_session_generate(&stop, session, &generate));
+        CHECK(memcmp(expected.tokens, dt_session_tokens(session), 49 * sizeof(int32_t)) == 0);
+        dt_session_close(session);
+    }
+}
+
 static void test_refusals(void) {
     toy *target = toy_open(100 + DT_TREE_MAX, 5, 0.0f);
     dt_session_parts parts = toy_parts(&target->base, NULL);
@@ -600,6 +636,7 @@ int main(void) {
     test_pieces();
     test_set_sampling();
     test_failures();
+    test_lost();
     test_refusals();
     test_guard();
     test_open_close();

@@ -31,7 +31,8 @@ typedef struct toy {
     uint64_t disagree_seed;
     int32_t changed_token; /* this token's logit gets `change` more; -1: none */
     float change;
-    int fail_at; /* eval that fails, from 1; 0: none */
+    int nan_place; /* rows from this position on give no numbers; 0: none */
+    int fail_at;   /* eval that fails, from 1; 0: none */
     int n_evals;
     int64_t n_rows_run;
     uint64_t *hashes; /* [n_rows] of the path that ends in each row */
@@ -93,7 +94,8 @@ static inline dt_err toy_eval(dt_forward *forward, const dt_batch *batch) {
         TOY_CHECK(t->places[row] == dt_rows_position(rows, row));
         float *out = t->logits + (size_t)i * (size_t)t->model.config.n_vocab;
         t->wanted[i] = !batch->wants || batch->wants[i];
-        if (t->wanted[i])
+        bool lost = t->nan_place > 0 && t->places[row] >= t->nan_place;
+        if (t->wanted[i] && !lost)
             toy_logits(t, out, t->hashes[row]);
         else
             for (int v = 0; v < t->model.config.n_vocab; v++)

@@ -353,7 +353,7 @@ static int cmd_set(chat *c, const char *text) {
 
 static int cmd_stats(chat *c, const char *text) {
     (void)text;
-    report_stats_line(stderr, &c->stats, c->opts.temperature > 0);
+    report_stats_line(stderr, &c->stats, c->opts.temperature > 0, NULL);
     fprintf(stderr, "context: %lld of %lld tokens in %d turns\n",
         (long long)talk_n_tokens(&c->talk), (long long)c->n_ctx, c->talk.n_turns);
     return CLI_OK;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "src/base/mem.h"
+#include "src/cli/bias.h"
 #include "src/cli/report.h"
 
 /* Set by Ctrl-C; the second one ends the program at once. */
@@ -28,6 +29,7 @@ typedef struct run {
     dt_engine *engine;
     dt_session_options session;
     dt_chat *chat;
+    dt_logit_bias *biases;
     double load_seconds;
     /* of the answer under way */
     bool collects; /* text goes into `text`, not to standard output */
@@ -104,6 +106,11 @@ static int open_run(run *r, const cli_opts *opts) {
                           (dt_chat_think)opts->think) != DT_OK)
         return cli_fail_err();
     cli_session_options(&r->session, opts);
+    code = bias_read(
+        &r->biases, &r->session.sampling.n_biases, opts, dt_engine_target(r->engine)->vocab);
+    if (code != CLI_OK)
+        return code;
+    r->session.sampling.biases = r->biases;
     if (opts->temperature > 0 && opts->seed < 0) {
         uint32_t seed = 0; /* short enough to be typed again */
         if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed)
@@ -115,6 +122,7 @@ static int open_run(run *r, const cli_opts *opts) {
 
 static void close_run(run *r) {
     dt_chat_close(r->chat);
+    free(r->biases);
     dt_engine_close(r->engine);
     free(r->text.data);
     json_decref(r->notices);
@@ -151,9 +159,9 @@ static int answer(dt_stop *stop_out, dt_stats *stats_out, json_t **tokens_out, r
         code = cli_fail(CLI_FAILED, "the prompt is empty");
     } else if (n_ids > n_ctx) {
         code = cli_fail(CLI_FAILED,
-            "the prompt has %lld tokens, the context holds %lld: give a "
+            "the prompt has %lld %s, the context holds %lld: give a "
             "larger -c or a shorter prompt",
-            (long long)n_ids, (long long)n_ctx);
+            (long long)n_ids, report_tokens(n_ids), (long long)n_ctx);
     } else if (dt_session_open(&session, r->engine, &r->session) != DT_OK ||
                dt_session_append(session, ids, n_ids) != DT_OK) {
         code = cli_fail_err();
@@ -202,28 +210,14 @@ static void print_stats(run *r, const dt_stats *stats, dt_stop stop) {
         json_decref(object);
         return;
     }
-    if (stop == DT_STOP_CONTEXT)
-        fprintf(stderr, "dovetail: the context is full (%lld tokens, -c)\n",
+    char end[64] = "";
+    if (stop == DT_STOP_BUDGET)
+        snprintf(end, sizeof end, "-n %lld reached", (long long)r->opts->n_max);
+    else if (stop == DT_STOP_CONTEXT)
+        snprintf(end, sizeof end, "the context is full (-c %lld)",
             (long long)cli_n_ctx(r->opts, dt_engine_target(r->engine)));
-    report_stats_line(stderr, stats, r->session.sampling.temperature > 0);
+    report_stats_line(stderr, stats, r->session.sampling.temperature > 0, end[0] != 0 ? end : NULL);
 }
-
-static int run_one(run *r, const cli_text *prompt) {
-    dt_stop stop;
-    dt_stats stats;
-    int code = answer(&stop, &stats, NULL, r, prompt->data, prompt->n_bytes);
-    if (code != CLI_OK && code != CLI_INTERRUPTED)
-        return code;
-    if (isatty(STDOUT_FILENO) && r->last != '\n' && r->last != '\0') {
-        putchar('\n');
-        fflush(stdout);
-    }
-    print_notices(r);
-    print_stats(r, &stats, stop);
-    return code;
-}
-
-/* ---- many prompts --------------------------------------------------------------------------- */
 
 static json_t *hex_text(const cli_text *text) {
     static const char digits[] = "0123456789abcdef";
@@ -239,6 +233,51 @@ static json_t *hex_text(const cli_text *text) {
     return value;
 }
 
+/* The answer as an object; takes `tokens` over. */
+static json_t *describe_answer(run *r, const dt_stats *stats, dt_stop stop, json_t *tokens) {
+    json_t *out = json_object();
+    json_object_set_new(out, "text", report_bytes(r->text.data, r->text.n_bytes));
+    json_object_set_new(out, "bytes", hex_text(&r->text));
+    json_object_set_new(out, "tokens", tokens);
+    json_object_set_new(out, "finish_reason", json_string(report_stop_name(stop)));
+    json_object_set_new(out, "stats",
+        report_stats(r->engine, stats, stop, r->load_seconds, json_incref(r->notices)));
+    return out;
+}
+
+static int print_answer(json_t *object) {
+    report_json(stdout, object, 0);
+    json_decref(object);
+    return fflush(stdout) == 0 ? CLI_OK
+                               : cli_fail(CLI_FAILED, "cannot write the text: %s", strerror(errno));
+}
+
+static int run_one(run *r, const cli_text *prompt) {
+    dt_stop stop;
+    dt_stats stats;
+    json_t *tokens = NULL;
+    r->collects = r->opts->json;
+    int code =
+        answer(&stop, &stats, r->collects ? &tokens : NULL, r, prompt->data, prompt->n_bytes);
+    if (code != CLI_OK && code != CLI_INTERRUPTED) {
+        json_decref(tokens);
+        return code;
+    }
+    if (r->collects) {
+        int written = print_answer(describe_answer(r, &stats, stop, tokens));
+        return written == CLI_OK ? code : written;
+    }
+    if (isatty(STDOUT_FILENO) && r->last != '\n' && r->last != '\0') {
+        putchar('\n');
+        fflush(stdout);
+    }
+    print_notices(r);
+    print_stats(r, &stats, stop);
+    return code;
+}
+
+/* ---- many prompts --------------------------------------------------------------------------- */
+
 /* One line of the prompts file: {"id", "turns": [first, ...]} or {"id", "prompt"}. */
 static int run_line(run *r, const char *line, size_t n_bytes, int i_line) {
     json_error_t error;
@@ -249,7 +288,8 @@ static int run_line(run *r, const char *line, size_t n_bytes, int i_line) {
     if (!json_is_string(prompt) || json_string_length(prompt) == 0) {
         json_decref(object);
         return cli_fail(CLI_FAILED, "%s, line %d: %s", r->opts->jsonl, i_line,
-            object ? "want an object with \"prompt\" or \"turns\"" : error.text);
+            object ? "want an object with \"prompt\" or \"turns\", a text that is not empty"
+                   : error.text);
     }
     dt_stop stop;
     dt_stats stats;
@@ -260,15 +300,12 @@ static int run_line(run *r, const char *line, size_t n_bytes, int i_line) {
         json_t *id = json_object_get(object, "id");
         json_t *out = json_object();
         json_object_set_new(out, "id", id ? json_incref(id) : json_integer(i_line));
-        json_object_set_new(out, "text", report_bytes(r->text.data, r->text.n_bytes));
-        json_object_set_new(out, "bytes", hex_text(&r->text));
-        json_object_set(out, "tokens", tokens);
-        json_object_set_new(out, "stats",
-            report_stats(r->engine, &stats, stop, r->load_seconds, json_incref(r->notices)));
-        report_json(stdout, out, 0);
-        json_decref(out);
-        if (fflush(stdout) != 0)
-            code = cli_fail(CLI_FAILED, "cannot write the text: %s", strerror(errno));
+        json_t *rest = describe_answer(r, &stats, stop, tokens);
+        json_object_update(out, rest);
+        json_decref(rest);
+        tokens = NULL;
+        int written = print_answer(out);
+        code = written == CLI_OK ? code : written;
     }
     json_decref(tokens);
     json_decref(object);

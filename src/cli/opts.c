@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,6 +86,7 @@ typedef enum opt_kind {
     OPT_CHOICE,  /* int, index into `choices` */
     OPT_WORD,    /* const char *, one of `choices` */
     OPT_STOP,    /* appends to stops */
+    OPT_BIAS,    /* appends to biases */
     OPT_LIST,    /* cli_list of numbers in min .. max */
 } opt_kind;
 
@@ -155,6 +157,8 @@ static const opt OPTIONS[] = {
         "subtract X for each time a recent token appeared (default 0: off)"},
     {IN_TALK, {"--penalty-window"}, OPT_INT, FIELD(penalty_window), 0, 1 << 24, "N",
         "tokens that count as recent (default 64)"},
+    {IN_RUN, {"--logit-bias"}, OPT_BIAS, 0, 0, 0, "TOKEN:VALUE,...",
+        "add VALUE (or -inf) to the logit of a token, given by its id or its text"},
 
     {IN_TALK | IN_BENCH, {"--tree"}, OPT_INT, FIELD(tree), 2, DT_TREE_MAX, "N",
         "tokens checked at once: the last sure one and N - 1 proposals"},
@@ -200,6 +204,8 @@ static const opt OPTIONS[] = {
         "use the first N tokens of the text"},
     {IN_PERPLEXITY, {"--logits"}, OPT_PATH, FIELD(logits_file), 0, 0, "FILE",
         "write the logits of every position: float32, one row of the vocabulary's size each"},
+    {IN_RUN, {"--json"}, OPT_FLAG, FIELD(json), 0, 0, NULL,
+        "print one JSON object at the end: the text, why it ended, the figures"},
     {IN_PERPLEXITY | IN_INFO, {"--json"}, OPT_FLAG, FIELD(json), 0, 0, NULL,
         "print one JSON object"},
 
@@ -219,13 +225,33 @@ static const opt OPTIONS[] = {
 
 /* ---- messages ------------------------------------------------------------------------------- */
 
+/* Names of files and texts of models come into messages; what could move the cursor or change
+ * colours is shown by its number. */
+static void put_message(const char *text) {
+    for (size_t n = strlen(text); n > 0;) {
+        unsigned char c = (unsigned char)*text;
+        size_t length = (size_t)dt_utf8_char(text, n);
+        bool control =
+            c < ' ' || c == 0x7f || (c == 0xc2 && length == 2 && (text[1] & 0xff) < 0xa0);
+        length = DT_MAX(length, 1);
+        for (size_t i = 0; control && i < length; i++)
+            fprintf(stderr, "\\x%02x", (unsigned char)text[i]);
+        if (!control)
+            fwrite(text, 1, length, stderr);
+        text += length;
+        n -= length;
+    }
+}
+
 int cli_fail(int code, const char *format, ...) {
+    char text[4096];
     va_list args;
     cli_progress_end();
-    fputs("dovetail: ", stderr);
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    fputs("dovetail: ", stderr);
+    put_message(text);
     fputc('\n', stderr);
     return code;
 }
@@ -234,7 +260,7 @@ int cli_fail_err(void) {
     return cli_fail(CLI_FAILED, "%s", dt_err_message());
 }
 
-static bool progress_shown;
+static volatile sig_atomic_t progress_shown; /* a signal's handler asks */
 
 void cli_progress(const char *what, int64_t done, int64_t total) {
     static int64_t last_ns;
@@ -402,6 +428,8 @@ static int set_option(cli_opts *opts, const opt *o, const char *name, const char
         break;
     case OPT_TEXT:
     case OPT_PATH:
+        if (o->kind == OPT_PATH && value[0] == '\0')
+            return cli_fail(CLI_USAGE, "option %s: want the name of a file", name);
         *(const char **)field = value;
         break;
     case OPT_INT:
@@ -437,6 +465,11 @@ static int set_option(cli_opts *opts, const opt *o, const char *name, const char
         if (value[0] == '\0' || strlen(value) > 256)
             return cli_fail(CLI_USAGE, "option %s: want a text of 1 to 256 bytes", name);
         opts->stops[opts->n_stops++] = value;
+        break;
+    case OPT_BIAS:
+        if (opts->n_biases == CLI_BIASES_MAX)
+            return cli_fail(CLI_USAGE, "option %s: given more than %d times", name, CLI_BIASES_MAX);
+        opts->biases[opts->n_biases++] = value;
         break;
     case OPT_LIST:
         return read_list(field, o, name, value);
@@ -517,6 +550,8 @@ static int check_together(const cli_opts *opts) {
     if (opts->command == CLI_RUN && !opts->chat && (opts->chat_template || opts->think))
         return cli_fail(
             CLI_USAGE, "%s needs --chat", opts->chat_template ? "--template" : "--think");
+    if (opts->command == CLI_RUN && opts->json && opts->jsonl)
+        return cli_fail(CLI_USAGE, "--json is for one prompt; --jsonl writes JSON by itself");
     if (opts->system && !opts->chat && opts->command != CLI_CHAT)
         return cli_fail(CLI_USAGE, "--system needs --chat");
     return CLI_OK;
@@ -547,7 +582,7 @@ int cli_opts_read(cli_opts *out, int argc, char **argv) {
             return cli_fail(CLI_USAGE, "option %s takes no value", name);
         if (o->kind != OPT_FLAG && !value) {
             const char *next = i + 1 < argc ? argv[i + 1] : NULL;
-            if (!next || (o->kind != OPT_TEXT && o->kind != OPT_STOP &&
+            if (!next || (o->kind != OPT_TEXT && o->kind != OPT_STOP && o->kind != OPT_BIAS &&
                              find_option(out->command, next, strlen(next))))
                 return cli_fail(CLI_USAGE, "option %s needs a value (%s)", name, o->value);
             value = next;
@@ -582,6 +617,11 @@ int cli_read_file(cli_text *out, const char *path) {
         }
         size_t n = fread(out->data + out->n_bytes, 1, room - out->n_bytes - 1, file);
         out->n_bytes += n;
+        if (out->n_bytes > CLI_FILE_BYTES_MAX) {
+            code = cli_fail(CLI_FAILED, "%s holds more than %d MB, which is more than any context",
+                standard ? "standard input" : path, CLI_FILE_BYTES_MAX >> 20);
+            break;
+        }
         if (n == 0 || feof(file)) /* on a terminal one Ctrl-D is the end */
             break;
     }
@@ -718,6 +758,15 @@ static void load_progress(void *arg, const char *what, size_t done, size_t total
     cli_progress(label, (int64_t)done, (int64_t)total);
 }
 
+/* Loading has no place to stop at, and nothing to put in order. */
+static void on_load_interrupt(int signal_number) {
+    static const char line[] = "\r\033[Kdovetail: interrupted\n";
+    size_t skip = progress_shown ? 0 : 4;
+    (void)signal_number;
+    (void)!write(STDERR_FILENO, line + skip, sizeof line - 1 - skip);
+    _exit(CLI_INTERRUPTED);
+}
+
 int cli_engine_open(dt_engine **out, const cli_opts *opts) {
     bool with_draft = opts->draft_kind == DT_DRAFT_AUTO || opts->draft_kind == DT_DRAFT_MODEL;
     dt_engine_options options = {
@@ -728,7 +777,10 @@ int cli_engine_open(dt_engine **out, const cli_opts *opts) {
         .matmul = opts->matmul,
         .progress = load_progress,
     };
+    struct sigaction interrupt = {.sa_handler = on_load_interrupt}, before;
+    sigaction(SIGINT, &interrupt, &before);
     dt_err err = dt_engine_open(out, &options);
+    sigaction(SIGINT, &before, NULL);
     cli_progress_end();
     return err == DT_OK ? CLI_OK : cli_fail_err();
 }

@@ -27,7 +27,7 @@ typedef enum cli_command {
 /* Seeds are whole numbers that a double holds, so that JSON keeps them. */
 #define CLI_SEED_MAX ((int64_t)1 << 53)
 
-enum { CLI_STOPS_MAX = 16, CLI_LIST_MAX = 64 };
+enum { CLI_STOPS_MAX = 16, CLI_BIASES_MAX = 64, CLI_LIST_MAX = 64 };
 
 /* "512" or "0,4096,8192". */
 typedef struct cli_list {
@@ -59,6 +59,8 @@ typedef struct cli_opts {
     int64_t n_max, n_ctx, prefill_batch;
     const char *stops[CLI_STOPS_MAX];
     int n_stops;
+    const char *biases[CLI_BIASES_MAX]; /* TOKEN:VALUE,... */
+    int n_biases;
     bool ignore_end;
     /* sampling */
     double temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
@@ -126,13 +128,16 @@ int cli_fail(int code, const char *format, ...) __attribute__((format(printf, 2,
 /* The same with the library's message of the latest error. */
 int cli_fail_err(void);
 
+enum { CLI_FILE_BYTES_MAX = 256 << 20 };
+
 /* Any bytes, with a NUL behind them that `n_bytes` does not count; free(data). */
 typedef struct cli_text {
     char *data;
     size_t n_bytes;
 } cli_text;
 
-/* The whole file; "-" is standard input. CLI_OK or CLI_FAILED after one line on stderr. */
+/* The whole file, of at most CLI_FILE_BYTES_MAX; "-" is standard input. CLI_OK or CLI_FAILED after
+ * one line on stderr. */
 int cli_read_file(cli_text *out, const char *path);
 /* The prompt: -p, else -f, else standard input. An empty one is CLI_FAILED. */
 int cli_read_prompt(cli_text *out, const cli_opts *opts);

@@ -90,9 +90,13 @@ json_t *report_stats(const dt_engine *engine, const dt_stats *stats, dt_stop sto
     return root;
 }
 
-void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed) {
+const char *report_tokens(int64_t n) {
+    return n == 1 ? "token" : "tokens";
+}
+
+void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed, const char *end) {
     if (stats->n_generated == 0) {
-        fprintf(out, "no tokens generated\n");
+        fprintf(out, "no tokens generated%s%s\n", end ? "; " : "", end ? end : "");
         return;
     }
     fprintf(out, "%.1f tokens/s", stats->tokens_per_second);
@@ -105,16 +109,19 @@ void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed) {
             stats->draft_source, stats->draft_device,
             strcmp(stats->draft_state, "on") == 0 ? "" : " now ",
             strcmp(stats->draft_state, "on") == 0 ? "" : stats->draft_state);
-    fprintf(out, "; %lld tokens in %.1f s, prompt of %lld in %.1f s", (long long)stats->n_generated,
-        stats->decode_seconds, (long long)stats->n_prompt, stats->prefill_seconds);
+    fprintf(out, "; %lld %s in %.1f s, prompt of %lld in %.1f s", (long long)stats->n_generated,
+        report_tokens(stats->n_generated), stats->decode_seconds, (long long)stats->n_prompt,
+        stats->prefill_seconds);
+    if (end)
+        fprintf(out, "; %s", end);
     if (with_seed)
         fprintf(out, "; seed %llu", (unsigned long long)stats->seed);
     fputc('\n', out);
 }
 
 void report_answer_line(FILE *out, const dt_stats *stats, int64_t n_tokens, int64_t n_ctx) {
-    fprintf(out, "[%lld tokens, %.1f tokens/s", (long long)stats->n_generated,
-        stats->tokens_per_second);
+    fprintf(out, "[%lld %s, %.1f tokens/s", (long long)stats->n_generated,
+        report_tokens(stats->n_generated), stats->tokens_per_second);
     if (stats->plain_tokens_per_second > 0 && stats->n_drafted > 0)
         fprintf(out, ", %.2f x plain", stats->tokens_per_second / stats->plain_tokens_per_second);
     if (strcmp(stats->draft_source, "none") != 0)

@@ -16,13 +16,17 @@ json_t *report_bytes(const char *bytes, size_t n_bytes);
 
 const char *report_stop_name(dt_stop stop);
 
+/* "token" or "tokens", "1 token" being one. */
+const char *report_tokens(int64_t n);
+
 /* The figures of the session's latest answer. `notices` (a JSON array, may be NULL) is taken over.
  */
 json_t *report_stats(const dt_engine *engine, const dt_stats *stats, dt_stop stop,
     double load_seconds, json_t *notices);
 
-/* The same in one line: "42.1 tokens/s, 1.62 x plain (26.0), 3.40 tokens a step, ...". */
-void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed);
+/* The same in one line: "42.1 tokens/s, 1.62 x plain (26.0), 3.40 tokens a step, ...". `end` (may
+ * be NULL) says why the answer ended. */
+void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed, const char *end);
 
 /* An answer of a chat: "42 tokens, 53.1 tokens/s, 1.62 x plain, 3.40 tokens a step; 14 read, 512 of
  * 4096 in the context". */

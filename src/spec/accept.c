@@ -33,6 +33,8 @@ void dt_accept_walk(dt_walk *out, dt_sampler *sampler, const dt_tree_node *nodes
     while (at >= 0) {
         int32_t token =
             dt_sampler_next(sampler, logits + (size_t)at * n_vocab, timeline, n_timeline);
+        if (sampler->lost)
+            return;
         out->path[out->n++] = at;
         timeline[n_timeline++] = token;
         int child = at + 1;

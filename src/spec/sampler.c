@@ -37,6 +37,12 @@ dt_err dt_sampling_check(const dt_sampling *o) {
             (double)o->frequency_penalty);
     if (o->penalty_window < 0)
         DT_FAIL(DT_ERR_INPUT, "penalty window: want 0 or more, got %d", o->penalty_window);
+    for (int i = 0; i < o->n_biases; i++) {
+        float bias = o->biases[i].bias;
+        if (!within(bias, -1e6f, 1e6f) && bias != -__builtin_inff())
+            DT_FAIL(DT_ERR_INPUT, "logit bias of token %d: want -1e6 to 1e6 or -infinity, got %g",
+                (int)o->biases[i].token, (double)bias);
+    }
     return DT_OK;
 }
 
@@ -47,13 +53,18 @@ dt_err dt_sampler_init(dt_sampler *sampler, const dt_sampling *options, int n_vo
     sampler->penalties = sampler->n_window > 0 &&
                          (options->repeat_penalty != 1.0f || options->presence_penalty != 0.0f ||
                              options->frequency_penalty != 0.0f);
+    for (int i = 0; i < options->n_biases; i++) {
+        int32_t token = options->biases[i].token;
+        if (token < 0 || token >= n_vocab)
+            DT_FAIL(
+                DT_ERR_INPUT, "logit bias: want tokens 0 to %d, got %d", n_vocab - 1, (int)token);
+    }
     size_t n = (size_t)n_vocab;
     dt_err err = DT_OK;
-    if (sampler->penalties) {
+    if (sampler->penalties)
         err = dt_mem_alloc(&sampler->counts, n * sizeof *sampler->counts);
-        if (err == DT_OK)
-            err = dt_mem_alloc(&sampler->penalised, n * sizeof *sampler->penalised);
-    }
+    if (err == DT_OK && (sampler->penalties || options->n_biases > 0))
+        err = dt_mem_alloc(&sampler->changed, n * sizeof *sampler->changed);
     if (err == DT_OK && options->temperature > 0.0f &&
         (options->top_k > 0 || options->top_p < 1.0f))
         err = dt_mem_alloc(&sampler->candidates, n * sizeof *sampler->candidates);
@@ -64,18 +75,16 @@ dt_err dt_sampler_init(dt_sampler *sampler, const dt_sampling *options, int n_vo
 
 void dt_sampler_deinit(dt_sampler *sampler) {
     dt_mem_free(sampler->counts);
-    dt_mem_free(sampler->penalised);
+    dt_mem_free(sampler->changed);
     dt_mem_free(sampler->candidates);
     sampler->counts = NULL;
-    sampler->penalised = NULL;
+    sampler->changed = NULL;
     sampler->candidates = NULL;
 }
 
-/* The logits after penalties, in the sampler's own memory. */
-static const float *penalise(
-    dt_sampler *s, const float *logits, const int32_t *tokens, int64_t n_tokens) {
-    float *out = s->penalised;
-    memcpy(out, logits, (size_t)s->n_vocab * sizeof *out);
+/* Penalties, on the sampler's own copy of the logits. */
+static void penalise(dt_sampler *s, const int32_t *tokens, int64_t n_tokens) {
+    float *out = s->changed;
     int64_t first = n_tokens > s->n_window ? n_tokens - s->n_window : 0;
     for (int64_t i = first; i < n_tokens; i++)
         s->counts[tokens[i]]++;
@@ -92,7 +101,6 @@ static const float *penalise(
         out[token] =
             l - (s->options.presence_penalty + (float)count * s->options.frequency_penalty);
     }
-    return out;
 }
 
 /* ---- heaps of token ids over their logits ---- */
@@ -303,13 +311,20 @@ static void draw_block(draw *d, const cut *c, float top, int first, int end) {
 int32_t dt_sampler_next(
     dt_sampler *s, const float *logits, const int32_t *tokens, int64_t n_tokens) {
     const dt_sampling *o = &s->options;
-    if (s->penalties)
-        logits = penalise(s, logits, tokens, n_tokens);
+    if (s->changed != NULL) {
+        memcpy(s->changed, logits, (size_t)s->n_vocab * sizeof *logits);
+        for (int i = 0; i < o->n_biases; i++)
+            s->changed[o->biases[i].token] += o->biases[i].bias;
+        if (s->penalties)
+            penalise(s, tokens, n_tokens);
+        logits = s->changed;
+    }
     dt_scan *scan = &s->scan;
     dt_scan_row(scan, logits, s->n_vocab);
     float infinity = __builtin_inff();
     int32_t best = dt_scan_argmax(scan, logits);
-    if (!(o->temperature > 0.0f) || !(scan->best > -infinity && scan->best < infinity))
+    s->lost = !(scan->best > -infinity && scan->best < infinity);
+    if (!(o->temperature > 0.0f) || s->lost)
         return best;
 
     double temperature = (double)o->temperature;

@@ -135,12 +135,11 @@ static dt_err run_target(dt_session *s) {
     dt_accept_walk(
         &s->walk, &s->sampler, s->tree, s->n_nodes, target->logits, s->tokens, s->n_tokens);
     s->stats.sample_seconds += (double)(s->parts.now_ns() - end) * 1e-9;
-    for (int i = 0; i < s->walk.n; i++) {
-        size_t row = (size_t)s->walk.path[i] * (size_t)s->n_vocab;
-        if (__builtin_isfinite(target->logits[row + (size_t)s->tokens[s->n_tokens + i]]))
-            continue;
+    if (s->walk.n == 0) {
         dt_forward_truncate(target, target->rows.n_committed);
-        DT_FAIL(DT_ERR_INPUT, "the model's logits are not finite: its file may be damaged");
+        DT_FAIL(DT_ERR_INPUT,
+            "token %lld: the model's logits are not finite: its file may be damaged",
+            (long long)s->n_tokens);
     }
     return DT_OK;
 }
