@@ -116,8 +116,9 @@ void term_begin_answer(void) {
 }
 
 void term_end_answer(void) {
-    in_answer = 0;
+    /* One that comes between the two lines is for the prompt, and is not forgotten. */
     n_interrupts = 0;
+    in_answer = 0;
 }
 
 bool term_interrupted(void) {
