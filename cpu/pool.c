@@ -231,6 +231,40 @@ static void pool_free(dt_pool *pool) {
     dt_mem_free(pool);
 }
 
+#if defined(DT_HAVE_OPENMP) && defined(_OPENMP) && !defined(POOL_TSAN)
+
+static void *wait_turn(void *arg) {
+    pthread_mutex_lock(arg);
+    pthread_mutex_unlock(arg);
+    return NULL;
+}
+
+/* An OpenMP runtime that cannot start a thread ends the program. So as many are started and ended
+ * here before, where that is an error; their stacks stay cached for the team. Returns an errno. */
+static int try_threads(int n_threads) {
+    pthread_t threads[DT_POOL_THREADS_MAX];
+    pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+    int n = 0, code = 0;
+    pthread_mutex_lock(&turn); /* none ends before the last has started */
+    while (n < n_threads && code == 0) {
+        code = pthread_create(&threads[n], NULL, wait_turn, &turn);
+        n += code == 0;
+    }
+    pthread_mutex_unlock(&turn);
+    for (int i = 0; i < n; i++)
+        pthread_join(threads[i], NULL);
+    return code;
+}
+
+#else
+
+static int try_threads(int n_threads) {
+    (void)n_threads;
+    return 0;
+}
+
+#endif
+
 dt_err dt_pool_open(dt_pool **out, const dt_topo *topo, int n_threads) {
     *out = NULL;
     if (n_threads < 1 || n_threads > DT_POOL_THREADS_MAX)
@@ -261,7 +295,9 @@ dt_err dt_pool_open(dt_pool **out, const dt_topo *topo, int n_threads) {
     for (size_t i = 0; i < DT_COUNT(own_signals); i++)
         sigdelset(&blocked, own_signals[i]);
     pthread_sigmask(SIG_BLOCK, &blocked, &before);
-    int code = pthread_create(&pool->host, NULL, host_main, pool);
+    int code = try_threads(n_threads);
+    if (code == 0)
+        code = pthread_create(&pool->host, NULL, host_main, pool);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code != 0) {
         pool_free(pool);

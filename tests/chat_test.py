@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from pty_child import Terminal
+from pty_child import HAS_LIBEDIT, Terminal
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DATA = os.environ.get("DT_TEST_DATA") or os.path.join(HERE, "data")
@@ -24,7 +24,6 @@ TARGET, DRAFT, OTHER = (os.path.join(DATA, name + ".gguf")
                         for name in ("tiny-qwen2", "tiny-draft", "tiny-llama"))
 CHAT = [PROGRAM, "chat", "-m", TARGET, "--isa", os.environ.get("DT_TEST_ISA", "auto")]
 HOT = ["--temp", "0.9", "--seed", "7", "--top-p", "0.95"]
-HAS_LIBEDIT = os.environ.get("DT_TEST_LIBEDIT", "1") == "1"
 
 n_checks = n_failed = 0
 
@@ -43,9 +42,10 @@ def check(condition, message):
 class Piped:
     """Lines in, answers (raw), figures (one object an answer) and notes out."""
 
-    def __init__(self, lines, *args, code=0, env=None):
+    def __init__(self, lines, *args, code=0, env=None, model=TARGET):
         text = "".join(line + "\n" for line in lines)
-        done = subprocess.run([*CHAT, "--stats", "json", *args], input=text.encode(),
+        command = [PROGRAM, "chat", "-m", model, *CHAT[4:], "--stats", "json", *args]
+        done = subprocess.run(command, input=text.encode(),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300, env=env)
         self.out, err = done.stdout, done.stderr.decode(errors="replace")
         self.stats = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
@@ -103,6 +103,29 @@ def test_turns(folder):
             check(ids_of(read_chat(again)) == ids_of(saved), "%s: a fresh run differs" % way)
             n_prompt = len(ids_of(saved)) - len(turns[-1]["answer_ids"])
             check(fresh.stats[0]["prompt_tokens"] == n_prompt, "a fresh run reads too little")
+
+
+def test_models(folder):
+    """Other architectures and templates: the same over turns and afresh, with old turns forgotten."""
+    path, again = os.path.join(folder, "a.json"), os.path.join(folder, "b.json")
+    cases = [(name, []) for name in ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-f16")
+             if os.path.exists(os.path.join(DATA, name + ".gguf"))]
+    cases += [("tiny-qwen2", ["--template", family])
+              for family in ("llama2", "llama3", "gemma", "mistral", "phi", "qwen3")]
+    for name, more in cases:
+        model = os.path.join(DATA, name + ".gguf")
+        if name == "tiny-f16":
+            more = ["--template", "llama3"]
+        lines = ["one", "two \u00e9", "three", "four", "/save " + path]
+        args = [*more, "-n", "30", "-c", "300", "--system", "Stay."]
+        base = Piped(lines, *args, "--draft", "none", model=model)
+        check(Piped(lines, *args, "--no-guard", model=model).out == base.out,
+              "%s %s: another text with the n-gram draft" % (name, more))
+        check(base.stats[1]["prompt_tokens"] < base.stats[1]["context"]["tokens"] - 30,
+              "%s %s: the second turn reads everything" % (name, more))
+        Piped(["/load " + path, "/retry", "/save " + again], *args, model=model)
+        check(ids_of(read_chat(again)) == ids_of(read_chat(path)),
+              "%s %s: a fresh run differs" % (name, more))
 
 
 def test_template(folder):
@@ -261,12 +284,7 @@ def terminal(folder, *args, columns=80, **more):
 
 
 def ready(t, at=0):
-    """Waits for a prompt that takes keys."""
-    at = t.expect(r"\n?> $", at)
-    deadline = time.monotonic() + 20
-    while HAS_LIBEDIT and not t.raw_mode() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return at
+    return t.ready(at)
 
 
 def say(t, text, at):
@@ -335,11 +353,11 @@ def test_keys(folder):
     path = os.path.join(folder, "a.json")
     t = terminal(folder, "-n", "4")
     at = ready(t)
-    t.type("dropped")
-    at = t.expect("dropped", at)
-    t.type("\x03")  # clears the line
-    at = ready(t, at)
     if HAS_LIBEDIT:
+        t.type("dropped")
+        at = t.expect("dropped", at)
+        t.type("\x03")  # clears the line
+        at = ready(t, at)
         at = say(t, "\u4e2d\u6587\x7f\u5b57 \U0001f600x\x7f", at)
         at = say(t, "\x1b[A!", at)  # up: the line before, and more
         at = say(t, "abc\x01X\x05Y", at)  # home, end
@@ -377,9 +395,9 @@ def test_keys(folder):
 
 def test_one_column(folder):
     t = terminal(folder, "-n", "6", columns=1)
-    at = t.expect("> ")
+    at = t.ready()
     t.type("hello \u4e2d\r")
-    at = t.expect(r"\[\d+ tokens", at)
+    t.ready(t.expect(r"\[\d+ tokens", at))
     t.type("\x04")
     ends_well(t, 0)
 
@@ -412,7 +430,7 @@ def test_ends(folder):
         t.type("\x03")
         t.pump(0.2)
     ends_well(t, 130)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         t = terminal(folder, *long)
         ready(t)
         t.signal(number)

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import struct
@@ -14,6 +15,7 @@ import time
 # What a terminal that nobody has touched looks like: lines, echo, signals.
 SANE = termios.ICANON | termios.ECHO | termios.ISIG
 
+HAS_LIBEDIT = os.environ.get("DT_TEST_LIBEDIT", "1") == "1"
 TIMEOUT = float(os.environ.get("DT_TEST_TIMEOUT", "60"))
 
 
@@ -37,6 +39,7 @@ class Terminal:
                     os.dup2(self.slave, fd)
                 if stderr:
                     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 if preexec:
                     preexec()
                 os.execve(args[0], args, env if env is not None else dict(os.environ))
@@ -75,6 +78,15 @@ class Terminal:
                     return found.end()
                 raise AssertionError("%r does not come after %r" % (pattern, self.text[start:][-400:]))
             self.pump(0.05)
+
+    def ready(self, start=0):
+        """Waits for a prompt that takes keys: libedit shows it first and then takes the terminal
+        over, and Ctrl-D in between is lost."""
+        end = self.expect(r"> $", start)
+        deadline = time.monotonic() + TIMEOUT
+        while HAS_LIBEDIT and not self.raw_mode() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return end
 
     def type(self, text):
         os.write(self.master, text if isinstance(text, bytes) else text.encode())

@@ -336,7 +336,7 @@ static int cmd_set(chat *c, const char *text) {
     char name[32], value[64];
     if (!text[0]) {
         for (int i = 0; cli_setting_name(i); i++)
-            fprintf(stderr, "%-18s %.10g\n", cli_setting_name(i),
+            fprintf(stderr, "%-18s %.16g\n", cli_setting_name(i),
                 cli_setting_get(&c->opts, cli_setting_name(i)));
         return CLI_OK;
     }

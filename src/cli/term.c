@@ -30,13 +30,6 @@ void term_restore(void) {
     errno = kept;
 }
 
-void term_save(void) {
-    if (is_saved || tcgetattr(STDIN_FILENO, &saved) != 0)
-        return;
-    is_saved = 1;
-    atexit(term_restore);
-}
-
 void term_set_colour(bool on) {
     colour_on = on;
 }
@@ -51,9 +44,16 @@ static void catch_with(int signal_number, void (*handler)(int), int flags) {
 
 static void on_end(int signal_number) {
     term_restore();
-    put(signal_number == SIGHUP ? "\ndovetail: ended: the terminal is gone (SIGHUP)\n"
-                                : "\ndovetail: ended by a signal (SIGTERM)\n");
+    put(signal_number == SIGHUP    ? "\ndovetail: ended: the terminal is gone (SIGHUP)\n"
+        : signal_number == SIGQUIT ? "\ndovetail: ended by a signal (SIGQUIT)\n"
+                                   : "\ndovetail: ended by a signal (SIGTERM)\n");
     raise(signal_number); /* the handler is reset: whoever waits sees the signal */
+}
+
+/* A fault of our own; the handler is reset, so the second signal ends the program as it should. */
+static void on_crash(int signal_number) {
+    term_restore();
+    raise(signal_number);
 }
 
 static void on_bus_error(int signal_number) {
@@ -64,10 +64,25 @@ static void on_bus_error(int signal_number) {
     _exit(CLI_FAILED);
 }
 
+void term_save(void) {
+    if (is_saved || tcgetattr(STDIN_FILENO, &saved) != 0)
+        return;
+    is_saved = 1;
+    atexit(term_restore);
+    static const int CRASHES[] = {SIGSEGV, SIGABRT, SIGFPE, SIGILL};
+    for (size_t i = 0; i < DT_COUNT(CRASHES); i++) {
+        struct sigaction before;
+        /* Sanitizers have handlers of their own. */
+        if (sigaction(CRASHES[i], NULL, &before) == 0 && before.sa_handler == SIG_DFL)
+            catch_with(CRASHES[i], on_crash, (int)SA_RESETHAND);
+    }
+}
+
 void term_catch_ends(void) {
     struct sigaction before;
     catch_with(SIGBUS, on_bus_error, 0);
     catch_with(SIGTERM, on_end, (int)SA_RESETHAND);
+    catch_with(SIGQUIT, on_end, (int)SA_RESETHAND);
     /* nohup has it ignored, and so it stays. */
     if (sigaction(SIGHUP, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
         catch_with(SIGHUP, on_end, (int)SA_RESETHAND);

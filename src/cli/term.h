@@ -9,8 +9,8 @@
 #include <signal.h>
 #include <stdbool.h>
 
-/* For every command, before any work: SIGTERM and SIGHUP end the program with one line and by the
- * signal itself, SIGBUS (a mapped file that was cut short) with one line and exit code 1. */
+/* For every command, before any work: SIGTERM, SIGQUIT and SIGHUP end the program with one line and
+ * by the signal itself, SIGBUS (a mapped file that was cut short) with one line and exit code 1. */
 void term_catch_ends(void);
 
 /* Keeps the state of the terminal that standard input is, if it is one; from now on every end of
