@@ -509,8 +509,48 @@ def test_bench_curve():
     check("T(m) / F" in table and "F = " in table, "table:\n" + table)
 
 
+def test_bench_prompts(folder):
+    path = os.path.join(folder, "prompts.jsonl")
+    with open(path, "w", encoding="utf-8") as file:
+        for row in ({"id": "a", "category": "code", "turns": ["aa bb aa bb", "bb aa"]},
+                    {"id": "b", "category": "prose, long", "prompt": "one two three"},
+                    {"prompt": "no category"}):
+            file.write(json.dumps(row) + "\n\n")
+    args = ["bench", "-m", TARGET, "--isa", ISA, "--prompts", path, "-n", "24", "-r", "2"]
+    rows = json.loads(works(*args, "-md", DRAFT, "-o", "json").out)
+    names = ["code", "prose, long", "none", "all"]
+    check([r["category"] for r in rows] == names, "categories: %s" % rows)
+    check([r["prompts"] for r in rows] == [1, 1, 1, 3], "prompts: %s" % rows)
+    check(rows[3]["tokens"] == sum(r["tokens"] for r in rows[:3]) > 0, "tokens: %s" % rows)
+    for r in rows:
+        check(abs(r["speed_up"] - r["avg_ts"] / r["plain_ts"]) < 1e-6, "speed-up: %s" % r)
+        length = 1 + r["accepted"] / r["steps"]
+        check(abs(r["mean_acceptance_length"] - length) < 1e-6, "length: %s" % r)
+        at = r["acceptance_per_position"]
+        check(abs(sum(at) - r["accepted"] / r["steps"]) < 1e-6, "positions: %s" % r)
+        check(all(0 < p <= 1 for p in at) and at == sorted(at, reverse=True), "order: %s" % at)
+        check(r["machine"] and r["isa"] and r["threads"] and r["numerics"], "facts: %s" % r)
+    text = works(*args, "--draft", "ngram", "-o", "csv").out.decode()
+    found = list(csv.DictReader(text.splitlines()))
+    check([r["category"] for r in found] == names, "csv: " + text)
+    plain = works(*args).out.decode()
+    check("no draft" in plain and "speed-up" not in plain, "no draft:\n" + plain)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"prompt": "good"}\n{"turns": [1]}\n')
+    refuses(1, ("line 2", "turns"), *args)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"prompt": "' + "very long " * 9000 + '"}\n')
+    refuses(1, ("line 1", "context"), *args)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n")
+    refuses(1, "no prompt", *args)
+
+
 def test_bench_refuses():
     args = ["bench", "-m", TARGET]
+    refuses(2, ("--prompts", "-p"), *args, "--prompts", "x", "-p", "3")
+    refuses(2, ("--prompts", "-n"), *args, "--prompts", "x", "-n", "0")
+    refuses(1, "x", *args, "--prompts", "x")
     refuses(2, "nothing to measure", *args, "-p", "0", "-n", "0")
     refuses(2, "list of numbers", *args, "-d", DRAFT)
     refuses(2, ("--curve", "draft"), *args, "--curve", "1", "-md", DRAFT)

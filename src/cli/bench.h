@@ -49,10 +49,12 @@ const char *bench_draft_kind(const bench *b);
 /* The modes; each adds to b->rows. */
 int bench_speed(bench *b);
 int bench_curve(bench *b);
+int bench_prompts(bench *b);
 int bench_ring(const cli_opts *opts);
 
-/* Prints what bench_speed and bench_curve gathered. */
+/* Prints what each of them gathered. */
 void bench_print_speed(const bench *b);
+void bench_print_prompts(const bench *b);
 void bench_print_curve(bench *b);
 
 #endif

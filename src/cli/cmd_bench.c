@@ -1,10 +1,10 @@
-/* dovetail bench: speed of prompt and answer in the conventions of llama-bench, the cost curve of a
- * pass, the latency of the ring. */
+/* dovetail bench: speed of prompt and answer in the conventions of llama-bench, answers to a
+ * set of prompts, the cost curve of a pass, the latency of the ring. */
 #include <string.h>
 
 #include "src/cli/bench.h"
 
-enum { ISAS_MAX = 16, REPS_SPEED = 5, REPS_CURVE = 15, DEPTH_CURVE = 256 };
+enum { ISAS_MAX = 16, REPS_SPEED = 5, REPS_CURVE = 15, REPS_PROMPTS = 3, DEPTH_CURVE = 256 };
 
 static void set_default(cli_list *list, int64_t value) {
     if (list->n == 0)
@@ -24,7 +24,7 @@ static void set_defaults(cli_opts *o) {
     set_default(&o->tg, 128);
     set_default(&o->depth, curve ? DEPTH_CURVE : 0);
     if (o->n_reps < 0)
-        o->n_reps = curve ? REPS_CURVE : REPS_SPEED;
+        o->n_reps = curve ? REPS_CURVE : o->prompts ? REPS_PROMPTS : REPS_SPEED;
     if (!o->draft && o->draft_kind == DT_DRAFT_AUTO)
         o->draft_kind = DT_DRAFT_NONE;
 }
@@ -33,12 +33,17 @@ static void set_defaults(cli_opts *o) {
 static int check(const cli_opts *o) {
     bool drafts = o->draft || o->draft_kind == DT_DRAFT_MODEL || o->draft_kind == DT_DRAFT_NGRAM;
     bool speed = o->pp.n > 0 || o->tg.n > 0 || o->file;
-    if (o->ring && (o->curve.n > 0 || speed || drafts || o->depth.n > 0 || o->target))
+    if (o->ring && (o->curve.n > 0 || speed || drafts || o->depth.n > 0 || o->target || o->prompts))
         return cli_fail(CLI_USAGE, "--ring measures the ring alone: it takes no model and no test");
     if (o->curve.n > 0 && (speed || drafts))
         return cli_fail(CLI_USAGE,
             "--curve measures passes of the target alone: it does not go with -p, -n, -f or a "
             "draft");
+    if (o->prompts && (o->curve.n > 0 || o->pp.n > 0 || o->depth.n > 0 || o->file))
+        return cli_fail(
+            CLI_USAGE, "--prompts is a test of its own: it does not go with -p, -d, -f or --curve");
+    if (o->prompts && (o->tg.n > 1 || all_zero(&o->tg)) && o->tg.n > 0)
+        return cli_fail(CLI_USAGE, "--prompts takes one -n above 0: tokens of an answer at most");
     if (o->pp.n > 0 && o->tg.n > 0 && all_zero(&o->pp) && all_zero(&o->tg))
         return cli_fail(CLI_USAGE, "-p 0 and -n 0 leave nothing to measure");
     if (o->tg.n > 0 && all_zero(&o->tg) && drafts)
@@ -87,7 +92,7 @@ static int run_isa(bench *b, const cli_opts *opts) {
         return code;
     b->opts = opts;
     bench_describe_models(b);
-    code = opts->curve.n > 0 ? bench_curve(b) : bench_speed(b);
+    code = opts->curve.n > 0 ? bench_curve(b) : opts->prompts ? bench_prompts(b) : bench_speed(b);
     dt_engine_close(b->engine);
     return code;
 }
@@ -113,6 +118,8 @@ int cmd_bench(const cli_opts *opts) {
     }
     if (code == CLI_OK && opts->curve.n > 0)
         bench_print_curve(&b);
+    else if (code == CLI_OK && opts->prompts)
+        bench_print_prompts(&b);
     else if (code == CLI_OK)
         bench_print_speed(&b);
     json_decref(b.rows);

@@ -186,6 +186,10 @@ static const opt OPTIONS[] = {
     {IN_BENCH, {"--curve"}, OPT_LIST, FIELD(curve), 1, DT_TREE_MAX, "M,M,...",
         "time of one pass of the target over M tokens, beside the time that reading the weights "
         "takes, instead of pp and tg"},
+    {IN_BENCH, {"--prompts"}, OPT_PATH, FIELD(prompts), 0, 0, "FILE",
+        "answers to prompts instead of pp and tg, by category: one JSON object with \"turns\" or "
+        "\"prompt\", and \"id\" and \"category\" if you like, a line; -n tokens at most for each, "
+        "-r rounds (default 3)"},
     {IN_BENCH, {"--ring"}, OPT_FLAG, FIELD(ring), 0, 0, NULL,
         "latency of the ring between two threads instead of pp and tg; needs no model"},
     {IN_BENCH, {"-o", "--output"}, OPT_CHOICE, FIELD(table), 0, 0, "md|csv|json|jsonl",

@@ -169,6 +169,13 @@ static void format_cell(char out[CELL_BYTES], const json_t *row, const report_co
         snprintf(out, CELL_BYTES, "%lld", (long long)json_integer_value(value));
     else if (json_is_real(value))
         snprintf(out, CELL_BYTES, "%.*f", column->decimals, json_real_value(value));
+    size_t i;
+    json_t *item;
+    json_array_foreach(value, i, item) {
+        size_t used = strlen(out);
+        snprintf(out + used, CELL_BYTES - used, "%s%.*f", i ? " " : "", column->decimals,
+            json_number_value(item));
+    }
     const json_t *deviation =
         column->deviation_key ? json_object_get(row, column->deviation_key) : NULL;
     size_t n = strlen(out);
