@@ -16,8 +16,8 @@ typedef enum dt_matmul_way {
     DT_MATMUL_FLOAT,    /* dequantised tiles and our float32 kernel, slow: id "f32" */
 } dt_matmul_way;
 
-/* n_threads 0: one per physical core. isa NULL or "auto": the best of this CPU; a name it does not
- * run is DT_ERR_UNSUPPORTED. `topo` must outlive the device. */
+/* n_threads 0: as dt_topo_n_threads says. isa NULL or "auto": the best of this CPU; a name it does
+ * not run is DT_ERR_UNSUPPORTED. `topo` must outlive the device. */
 dt_err dt_cpu_open(dt_cpu **out, const dt_topo *topo, int n_threads, const char *isa);
 void dt_cpu_close(dt_cpu *cpu);
 /* Whether dt_cpu_open would take the name on this CPU. */
@@ -36,6 +36,14 @@ dt_err dt_cpu_load(dt_cpu_weights **out, dt_cpu *cpu, const dt_model *model, dt_
 void dt_cpu_unload(dt_cpu_weights *weights);
 /* Empty, or one line why exactness over batch sizes is not promised (OpenBLAS self-test). */
 const char *dt_cpu_disclaimer(const dt_cpu_weights *weights);
+
+/* Bytes of the packed weights, and of their tensors in the model file. 0 and 0 where they are not
+ * packed. */
+void dt_cpu_weights_bytes(size_t *packed_out, size_t *source_out, const dt_cpu_weights *weights);
+
+/* Loads OpenBLAS and runs its self-test: `id` becomes "openblas-VERSION-CORE", `fault` empty or one
+ * line. DT_ERR_UNSUPPORTED without it. */
+dt_err dt_cpu_check_openblas(char *id, size_t n_id, char *fault, size_t n_fault);
 
 /* A forward with room for n_rows KV rows (committed and speculative together). */
 dt_err dt_cpu_forward_open(dt_forward **out, const dt_cpu_weights *weights, int n_rows);

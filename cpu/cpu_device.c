@@ -22,7 +22,7 @@ dt_err dt_cpu_open(dt_cpu **out, const dt_topo *topo, int n_threads, const char 
     cpu->topo = topo;
     dt_kernels_get(&cpu->kernels, isa);
     dt_err err = dt_pool_open(&cpu->pool, topo,
-        n_threads ? n_threads : DT_MIN(dt_topo_n_cores(topo), DT_POOL_THREADS_MAX));
+        n_threads ? n_threads : DT_MIN(dt_topo_n_threads(topo), DT_POOL_THREADS_MAX));
     if (err != DT_OK) {
         dt_cpu_close(cpu);
         return err;
@@ -54,6 +54,18 @@ int dt_cpu_n_threads(const dt_cpu *cpu) {
 
 const char *dt_cpu_isa(const dt_cpu *cpu) {
     return cpu->kernels.isa;
+}
+
+void dt_cpu_weights_bytes(size_t *packed_out, size_t *source_out, const dt_cpu_weights *weights) {
+    *packed_out = weights->memory_bytes;
+    *source_out = weights->source_bytes;
+}
+
+dt_err dt_cpu_check_openblas(char *id, size_t n_id, char *fault, size_t n_fault) {
+    const char *found = "";
+    dt_err err = dt_openblas_open(&found, fault, n_fault);
+    snprintf(id, n_id, "%s", found);
+    return err;
 }
 
 const char *dt_cpu_disclaimer(const dt_cpu_weights *weights) {
@@ -193,6 +205,7 @@ static dt_err load(
         return DT_OK;
     DT_TRY(dt_mem_map_huge(&w->memory, n_bytes));
     w->memory_bytes = n_bytes;
+    w->source_bytes = n_source;
     pack_all(w, n_source, progress, arg);
     return DT_OK;
 }

@@ -582,6 +582,7 @@ static dt_err allocate_cache(cpu_forward *f, int n_rows) {
     f->keys_bytes = n_heads * f->head_keys * sizeof *f->keys;
     f->values_bytes = n_heads * f->head_values * sizeof *f->values;
     f->base.kv_bytes = f->keys_bytes + f->values_bytes;
+    f->base.kv_token_bytes = f->base.kv_bytes / (size_t)f->n_rows_padded;
     DT_TRY(map_resident(&f->keys, f->keys_bytes));
     DT_TRY(map_resident(&f->values, f->values_bytes));
     size_t n_ranges = (size_t)(f->n_rows_padded + DT_ATTN_RANGE - 1) / DT_ATTN_RANGE;
@@ -603,8 +604,11 @@ static dt_err allocate_work(cpu_forward *f) {
     } buffers[] = {{&f->x, c->n_embd}, {&f->h, c->n_embd}, {&f->q, n_q}, {&f->k, n_kv},
         {&f->v, n_kv}, {&f->attn, n_q}, {&f->gate, c->n_ff}, {&f->up, c->n_ff},
         {&f->cos_sin, f->w->n_turns * c->n_rot}};
-    for (size_t i = 0; i < DT_COUNT(buffers); i++)
+    size_t n_columns = 0;
+    for (size_t i = 0; i < DT_COUNT(buffers); i++) {
         DT_TRY(allocate_floats(buffers[i].out, buffers[i].n));
+        n_columns += (size_t)buffers[i].n;
+    }
     f->twice = c->gate == DT_GATE_GELU;
     f->act_rows = f->twice ? 2 * DT_BATCH_MAX : DT_BATCH_MAX;
     DT_TRY(dt_mem_alloc(&f->delta, f->act_rows * (size_t)c->n_embd * sizeof *f->delta));
@@ -615,7 +619,13 @@ static dt_err allocate_work(cpu_forward *f) {
     DT_TRY(dt_mem_alloc(&f->act_sum32, n_act / 32 * sizeof *f->act_sum32));
     size_t scores = DT_ATTN_QUERIES * DT_ATTN_RANGE * sizeof(float);
     f->scratch_bytes = dt_round_up(DT_MAX(scores, dt_matmul_scratch_bytes(f->w->way, k_max)), 4096);
-    DT_TRY(dt_mem_alloc(&f->scratch, f->scratch_bytes * (size_t)dt_cpu_n_threads(f->w->cpu)));
+    size_t n_scratch = f->scratch_bytes * (size_t)dt_cpu_n_threads(f->w->cpu);
+    DT_TRY(dt_mem_alloc(&f->scratch, n_scratch));
+    f->base.work_bytes =
+        f->part_bytes + f->logits_bytes + n_scratch +
+        DT_BATCH_MAX * ANCESTORS_MAX * sizeof *f->ancestors +
+        DT_BATCH_MAX * n_columns * sizeof(float) + n_act +
+        n_act / 32 * (sizeof *f->act_d + 2 * sizeof *f->act_sum16 + sizeof *f->act_sum32);
     f->n_phases = c->n_layer * 12 + 1 + DT_BATCH_MAX;
     return dt_mem_alloc(&f->next, (size_t)f->n_phases * sizeof *f->next);
 }

@@ -29,6 +29,7 @@ struct dt_cpu_weights {
     double *inverse_freq; /* [n_turns][n_rot / 2] radians per position */
     uint8_t *memory;      /* all packed panels, huge pages */
     size_t memory_bytes;
+    size_t source_bytes; /* of the same matrices in the file */
 };
 
 #endif

@@ -51,6 +51,8 @@ struct dt_forward {
     const float *logits;
     const float *features; /* [n_rows][n_embd] hidden state after the final norm, likewise */
     size_t kv_bytes;       /* memory of the KV cache */
+    size_t kv_token_bytes; /* of one row of it; 0: not known */
+    size_t work_bytes;     /* all other memory of the forward; 0: not known */
 };
 
 /* Runs the batch. On failure the rows are as before the call. DT_ERR_LIMIT: cache full.

@@ -24,7 +24,7 @@ typedef struct dt_engine dt_engine;
 typedef struct dt_engine_options {
     const char *target; /* path of the target's GGUF */
     const char *draft;  /* path of the draft's GGUF or NULL */
-    int n_threads;      /* 0: one per physical core */
+    int n_threads;      /* 0: one per physical core, within a control group's quota */
     const char *isa;    /* NULL or "auto", "c", "avx2", "avxvnni", "avx512" */
     const char *matmul; /* NULL or "auto", "fused", "openblas", "float" */
     /* Called while loading, from the calling thread; may be NULL. `what` is "target" or "draft". */
@@ -178,6 +178,23 @@ typedef struct dt_stats {
 } dt_stats;
 
 void dt_session_stats(const dt_session *session, dt_stats *out);
+
+/* What the target takes in a session. */
+typedef struct dt_memory {
+    size_t weights_bytes;  /* packed, shared by all sessions; 0: used as they lie in the file */
+    size_t source_bytes;   /* of the same tensors in the file */
+    size_t kv_token_bytes; /* of one token in the KV cache */
+    size_t kv_bytes;       /* of the whole cache */
+    size_t work_bytes;     /* logits, attention, activations */
+} dt_memory;
+void dt_session_memory(dt_memory *out, const dt_session *session, const dt_engine *engine);
+
+/* One line: the GPU found, or "none: " and why there is none. */
+void dt_gpu_report(char *out, size_t n_bytes);
+
+/* Loads OpenBLAS and runs the self-test of its exactness: `id` becomes "openblas-VERSION-CORE",
+ * `fault` empty, or one line. DT_ERR_UNSUPPORTED where there is none. */
+dt_err dt_openblas_check(char *id, size_t n_id, char *fault, size_t n_fault);
 
 /* ---- measuring ----------------------------------------------------------------------------- */
 

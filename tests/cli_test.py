@@ -570,12 +570,45 @@ def test_bench_ring():
 
 
 def test_info():
-    machine = json.loads(works("info", "--json").out)
-    check("c" in machine["machine"]["isa"] and "model" not in machine, "info without a model")
-    found = json.loads(works("info", "-m", TARGET, "--json").out)["model"]
-    check(found["architecture"] == "qwen2" and found["chat"] == "chatml", "info: %s" % found)
+    found = json.loads(works("info", "--json").out)
+    machine, plan = found["machine"], found["plan"]
+    check("c" in machine["isa"] and "model" not in found, "info without a model")
+    check(machine["tree"] and machine["gpu"] and machine["openblas"]["self_test"], "machine")
+    check(machine["memory"]["limit_bytes"] >= machine["memory"]["available_bytes"] > 0, "memory")
+    check(1 <= plan["threads"] <= machine["cores"] and plan["team"], "plan: %s" % plan)
+    found = json.loads(works("info", "-m", TARGET, "-c", "1000", "--json").out)["model"]
+    check(found["architecture"] == "qwen2" and found["chat"] in ("chatml", "qwen2"),
+          "info: %s" % found)
     check(found["numerics"].startswith("int8"), "numerics: %s" % found["numerics"])
+    needs = found["memory"]
+    check(needs["context"] == 1000, "context: %s" % needs)
+    check(needs["kv_bytes"] >= 1000 * needs["kv_token_bytes"] > 0, "KV cache: %s" % needs)
+    total = needs["weights_bytes"] + needs["kv_bytes"] + needs["work_bytes"]
+    check(needs["total_bytes"] == total and needs["work_bytes"] > 0, "memory: %s" % needs)
     check(b"qwen2" in works("info", "-m", TARGET).out, "info as text")
+
+
+def test_info_topology():
+    if "hwloc" not in json.loads(works("info", "--json").out)["build"]["parts"]:
+        refuses(2, "hwloc", "info", "--topology", "pu:2")
+        return
+    found = json.loads(works("info", "--topology", "pack:2 core:4 pu:2", "--json").out)
+    check(found["plan"]["threads"] == found["machine"]["cores"] == 8, "two sockets: %s" % found)
+    check("memory" in found["plan"], "two sockets: %s" % found["plan"])
+    hybrid = os.path.join(DATA, "topo_hybrid.xml")
+    text = works("info", "--topology", hybrid, "-t", "2").out.decode()
+    check("2 performance, 4 efficient" in text and "all 4 stay free" in text, "hybrid:\n" + text)
+    refuses(2, "synthetic", "info", "--topology", "nonsense")
+    refuses(2, "no.xml", "info", "--topology", "no.xml")
+
+
+def test_affinity():
+    first = min(os.sched_getaffinity(0))
+    done = works("info", "--json", preexec_fn=lambda: os.sched_setaffinity(0, {first}))
+    found = json.loads(done.out)
+    check(found["plan"]["threads"] == found["machine"]["hardware_threads"] == 1,
+          "bound to one CPU: %s" % found["plan"])
+    check("CPU %d," % first in found["plan"]["team"], "team: %s" % found["plan"])
 
 
 def main():

@@ -3,11 +3,13 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "dt_build.h"
+#include "src/base/limits.h"
 #include "src/base/mem.h"
 
 #ifdef DT_HAVE_HWLOC
@@ -20,6 +22,7 @@ typedef struct topo_pu {
     int core;    /* number of its core, in the machine's own order */
     int sibling; /* 0 for the first hardware thread of the core that we may use */
     int kind;    /* higher is faster; all 0 where the system does not tell */
+    bool slow;   /* of an efficient core beside performance cores */
 } topo_pu;
 
 struct dt_topo {
@@ -28,6 +31,9 @@ struct dt_topo {
     int n_cores;
     int n_slow_cores; /* efficient cores beside performance cores */
     int n_packages;   /* 0: not known */
+    int n_nodes;      /* of memory, 0: not known */
+    int n_pus_all;    /* of the whole machine, 0: not known */
+    double cpus;      /* of time, by a control group's quota; 0: no quota */
     bool synthetic;
     char cpu_name[96];
     size_t cache_bytes; /* of the last level */
@@ -58,8 +64,10 @@ static void arrange(dt_topo *topo) {
         topo->n_cores += pu->sibling == 0;
         best = DT_MAX(best, pu->kind);
     }
-    for (int i = 0; i < topo->n_pus; i++)
-        topo->n_slow_cores += topo->pus[i].sibling == 0 && topo->pus[i].kind < best;
+    for (int i = 0; i < topo->n_pus; i++) {
+        topo->pus[i].slow = topo->pus[i].kind < best;
+        topo->n_slow_cores += topo->pus[i].sibling == 0 && topo->pus[i].slow;
+    }
     qsort(topo->pus, (size_t)topo->n_pus, sizeof *topo->pus, by_preference);
 }
 
@@ -68,7 +76,12 @@ static void arrange(dt_topo *topo) {
 /* "pack:1 core:4 pu:1;2-3": a description, and the hardware threads of its efficient cores. */
 static dt_err set_synthetic(dt_topo *topo, const char *text) {
     char description[256];
-    size_t n = strcspn(text, ";");
+    size_t n = strcspn(text, ";"), n_text = strlen(text);
+    if (n_text > 4 && strcmp(text + n_text - 4, ".xml") == 0) {
+        if (hwloc_topology_set_xml(topo->hwloc, text) != 0)
+            DT_FAIL(DT_ERR_INPUT, "%s: no topology in XML, as lstopo writes it", text);
+        return DT_OK;
+    }
     if (n >= sizeof description)
         DT_FAIL(DT_ERR_INPUT, "the synthetic topology is longer than %zu bytes",
             sizeof description - 1);
@@ -162,6 +175,8 @@ static dt_err collect(dt_topo *topo) {
         topo->pus[topo->n_pus++] =
             (topo_pu){.os_index = (int)pu->os_index, .core = i_core, .kind = kind_of(hwloc, pu)};
     }
+    topo->n_nodes = DT_MAX(hwloc_get_nbobjs_by_type(hwloc, HWLOC_OBJ_NUMANODE), 0);
+    topo->n_pus_all = hwloc_bitmap_weight(hwloc_topology_get_complete_cpuset(hwloc));
 done:
     hwloc_bitmap_free(allowed);
     hwloc_bitmap_free(bound);
@@ -240,6 +255,11 @@ dt_err dt_topo_open(dt_topo **out, const char *synthetic) {
         return err;
     }
     arrange(topo);
+    if (!topo->synthetic) {
+        dt_limits limits;
+        dt_limits_read(&limits, "");
+        topo->cpus = limits.cpus;
+    }
     *out = topo;
     return DT_OK;
 }
@@ -257,6 +277,10 @@ void dt_topo_close(dt_topo *topo) {
 
 int dt_topo_n_cores(const dt_topo *topo) {
     return topo->n_cores;
+}
+
+int dt_topo_n_threads(const dt_topo *topo) {
+    return dt_limits_threads(topo->n_cores, topo->cpus);
 }
 
 int dt_topo_n_pus(const dt_topo *topo) {
@@ -315,4 +339,202 @@ void dt_topo_describe(const dt_topo *topo, char *out, size_t n_bytes) {
             topo->n_packages == 1 ? "" : "s");
     snprintf(out, n_bytes, "%d core%s%s, %d thread%s%s", topo->n_cores,
         topo->n_cores == 1 ? "" : "s", kinds, topo->n_pus, topo->n_pus == 1 ? "" : "s", packages);
+}
+
+/* ---- as text ---- */
+
+typedef struct lines {
+    char *out;
+    size_t room;
+} lines;
+
+/* Appends; what does not fit is cut off. */
+static void add(lines *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void add(lines *l, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(l->out, l->room, format, args);
+    va_end(args);
+    size_t taken = DT_MIN((size_t)DT_MAX(n, 0), l->room - 1);
+    l->out += taken;
+    l->room -= taken;
+}
+
+static const char *plural(int n) {
+    return n == 1 ? "" : "s";
+}
+
+#ifdef DT_HAVE_HWLOC
+
+static bool same_shape(const dt_topo *topo, hwloc_obj_t a, hwloc_obj_t b) {
+    if (a->type != b->type || a->arity != b->arity || a->memory_arity != b->memory_arity)
+        return false;
+    if (hwloc_obj_type_is_cache(a->type) && a->attr->cache.size != b->attr->cache.size)
+        return false;
+    if (a->type == HWLOC_OBJ_PU && kind_of(topo->hwloc, a) != kind_of(topo->hwloc, b))
+        return false;
+    if (a->memory_arity > 0 && a->memory_first_child->attr->numanode.local_memory !=
+                                   b->memory_first_child->attr->numanode.local_memory)
+        return false;
+    for (unsigned i = 0; i < a->arity; i++)
+        if (!same_shape(topo, a->children[i], b->children[i]))
+            return false;
+    return true;
+}
+
+static void add_bytes(lines *l, uint64_t n_bytes) {
+    if (n_bytes >= (uint64_t)1 << 30)
+        add(l, " %.1f GiB", (double)n_bytes / (1 << 30));
+    else if (n_bytes >= 1 << 20)
+        add(l, " %.4g MiB", (double)n_bytes / (1 << 20));
+    else
+        add(l, " %.4g KiB", (double)n_bytes / (1 << 10));
+}
+
+static void add_cpus(lines *l, hwloc_const_bitmap_t set) {
+    char list[128];
+    hwloc_bitmap_list_snprintf(list, sizeof list, set);
+    add(l, ": CPU%s %s", plural(hwloc_bitmap_weight(set)), list);
+}
+
+static void add_core(lines *l, const dt_topo *topo, hwloc_obj_t core) {
+    hwloc_obj_t pu = core;
+    while (pu->type != HWLOC_OBJ_PU && pu->arity > 0)
+        pu = pu->children[0];
+    if (topo->n_slow_cores > 0) {
+        int i = 0;
+        while (i < topo->n_pus - 1 && topo->pus[i].os_index != (int)pu->os_index)
+            i++;
+        add(l, topo->pus[i].slow ? "efficient " : "performance ");
+    }
+    add(l, "core");
+    if (core->arity > 1)
+        add(l, " of %u hardware threads", core->arity);
+}
+
+/* `n` objects like this one, side by side. `one_of`: it stands for others too, so that CPU numbers
+ * would mislead. */
+static void add_object(
+    lines *l, const dt_topo *topo, hwloc_obj_t object, int n, int depth, bool one_of) {
+    char name[32];
+    bool leaf = object->type == HWLOC_OBJ_CORE || object->type == HWLOC_OBJ_PU;
+    if (object->type != HWLOC_OBJ_MACHINE) {
+        hwloc_bitmap_t set = hwloc_bitmap_dup(object->cpuset);
+        hwloc_obj_t next = object;
+        for (int i = 1; i < n && set != NULL; i++) {
+            next = next->next_sibling;
+            hwloc_bitmap_or(set, set, next->cpuset);
+        }
+        hwloc_obj_type_snprintf(name, sizeof name, object, 0);
+        add(l, "%*s", 2 * depth, "");
+        if (n > 1)
+            add(l, "%d x ", n);
+        if (leaf)
+            add_core(l, topo, object);
+        else
+            add(l, "%s", object->type == HWLOC_OBJ_PACKAGE ? "package" : name);
+        if (hwloc_obj_type_is_cache(object->type))
+            add_bytes(l, object->attr->cache.size);
+        if (set != NULL && !one_of)
+            add_cpus(l, set);
+        add(l, "\n");
+        hwloc_bitmap_free(set);
+        depth++;
+    }
+    for (hwloc_obj_t node = object->memory_first_child; node != NULL; node = node->next_sibling)
+        if (node->type == HWLOC_OBJ_NUMANODE && node->attr->numanode.local_memory > 0) {
+            add(l, "%*sNUMA node", 2 * depth, "");
+            add_bytes(l, node->attr->numanode.local_memory);
+            add(l, "\n");
+        }
+    for (unsigned i = 0; i < object->arity && !leaf;) {
+        unsigned end = i + 1;
+        while (end < object->arity && same_shape(topo, object->children[i], object->children[end]))
+            end++;
+        add_object(l, topo, object->children[i], (int)(end - i), depth, one_of || n > 1);
+        i = end;
+    }
+}
+
+#endif
+
+void dt_topo_tree(const dt_topo *topo, char *out, size_t n_bytes) {
+    lines l = {out, n_bytes};
+    out[0] = 0;
+#ifdef DT_HAVE_HWLOC
+    add_object(&l, topo, hwloc_get_root_obj(topo->hwloc), 1, 0, false);
+#else
+    for (int i = 0; i < topo->n_pus; i++)
+        add(&l, "CPU %d\n", topo->pus[i].os_index);
+#endif
+}
+
+static int by_number(const void *left, const void *right) {
+    int a = *(const int *)left, b = *(const int *)right;
+    return (a > b) - (a < b);
+}
+
+/* "CPUs 0-3,8" of places first .. end - 1. */
+static void add_places(lines *l, const dt_topo *topo, int first, int end) {
+    int numbers[256], n = 0;
+    for (int i = first; i < end && n < (int)DT_COUNT(numbers); i++)
+        numbers[n++] = topo->pus[i].os_index;
+    qsort(numbers, (size_t)n, sizeof *numbers, by_number);
+    add(l, "CPU%s", plural(n));
+    for (int i = 0; i < n;) {
+        int j = i;
+        while (j + 1 < n && numbers[j + 1] == numbers[j] + 1)
+            j++;
+        add(l, "%s%d", i == 0 ? " " : ",", numbers[i]);
+        if (j > i)
+            add(l, "-%d", numbers[j]);
+        i = j + 1;
+    }
+}
+
+void dt_topo_plan(const dt_topo *topo, int n_threads, char *out, size_t n_bytes) {
+    lines l = {out, n_bytes};
+    out[0] = 0;
+    int n_placed = DT_MIN(n_threads, topo->n_pus), n_cores = topo->n_cores;
+    add(&l, "team: %d thread%s, bound to ", n_threads, plural(n_threads));
+    add_places(&l, topo, 0, n_placed);
+    if (n_threads == n_cores)
+        add(&l, ", one for each core\n");
+    else if (n_threads < n_cores && n_threads == dt_topo_n_threads(topo))
+        add(&l, ", as many as the quota keeps running\n");
+    else if (n_threads < n_cores)
+        add(&l, " of %d cores, as asked\n", n_cores);
+    else if (n_threads <= topo->n_pus)
+        add(&l, ", more than one for some of the %d cores, as asked\n", n_cores);
+    else
+        add(&l, ", which they share, as asked\n");
+    if (topo->cpus > 0)
+        add(&l, "quota: the control group grants the time of %.3g CPUs\n", topo->cpus);
+    if (topo->n_pus_all > topo->n_pus)
+        add(&l, "limits: this process may use %d of the machine's %d hardware threads\n",
+            topo->n_pus, topo->n_pus_all);
+    int n_fast = n_cores - topo->n_slow_cores;
+    if (topo->n_slow_cores > 0 && n_threads > n_fast)
+        add(&l,
+            "efficient cores: %d in the team, behind the performance cores; work is taken in "
+            "small pieces, so that a slow core takes fewer and delays the others by one at "
+            "most\n",
+            DT_MIN(n_threads, n_cores) - n_fast);
+    else if (topo->n_slow_cores > 0)
+        add(&l, "efficient cores: all %d stay free\n", topo->n_slow_cores);
+    if (topo->n_pus > n_cores && n_placed < topo->n_pus) {
+        int first = DT_MAX(n_placed, n_cores);
+        add(&l, "second threads of cores: ");
+        add_places(&l, topo, first, topo->n_pus);
+        add(&l, " stay free, since a core's threads share its arithmetic and its caches\n");
+    }
+    if (topo->n_packages > 1 || topo->n_nodes > 1)
+        add(&l,
+            "memory: %d package%s, %d NUMA node%s; each piece of the weights lies near the "
+            "thread that packed it, and any thread may take it\n",
+            topo->n_packages, plural(topo->n_packages), topo->n_nodes, plural(topo->n_nodes));
+    add(&l, "verify: the program's own thread, which hands passes of the target to the team and "
+            "sleeps meanwhile\n");
+    add(&l, "draft: a thread of its own; a draft on the CPU has its passes run by the same team in "
+            "turn, n-grams need no team\n");
 }

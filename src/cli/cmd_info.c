@@ -3,19 +3,43 @@
 #include <string.h>
 
 #include "dt_build.h"
+#include "src/base/limits.h"
 #include "src/base/topo.h"
 #include "src/cli/report.h"
 
 /* ---- the machine ---------------------------------------------------------------------------- */
 
 static json_t *isa_levels(void) {
-    static const char *const names[] = {"c", "avx2", "avxvnni", "avx512"};
     json_t *levels = json_array();
-    for (size_t i = 0; i < DT_COUNT(names); i++) {
-        if (dt_engine_isa_runs(names[i]))
-            json_array_append_new(levels, json_string(names[i]));
-    }
+    const char *name;
+    for (int i = 0; (name = dt_engine_isa_name(i)) != NULL; i++)
+        if (dt_engine_isa_runs(name))
+            json_array_append_new(levels, json_string(name));
     return levels;
+}
+
+/* Lines as an array of strings. */
+static json_t *split_lines(const char *text) {
+    json_t *list = json_array();
+    while (*text) {
+        size_t n = strcspn(text, "\n");
+        json_array_append_new(list, json_stringn(text, n));
+        text += n + (text[n] == '\n');
+    }
+    return list;
+}
+
+/* Lines "what: sentence" as an object. */
+static json_t *split_plan(const char *text) {
+    json_t *object = json_object();
+    while (*text) {
+        char key[64];
+        size_t n = strcspn(text, "\n"), n_key = strcspn(text, ":");
+        snprintf(key, sizeof key, "%.*s", (int)n_key, text);
+        json_object_set_new(object, key, json_stringn(text + n_key + 2, n - n_key - 2));
+        text += n + (text[n] == '\n');
+    }
+    return object;
 }
 
 static json_t *describe_build(void) {
@@ -38,15 +62,48 @@ static json_t *describe_build(void) {
         "{s:s, s:s, s:o}", "version", DT_VERSION, "compiler", compiler, "parts", parts);
 }
 
-static int describe_machine(json_t *out) {
+static json_t *describe_openblas(void) {
+    char id[64], line[200];
+    if (dt_openblas_check(id, sizeof id, line, sizeof line) != DT_OK)
+        return json_pack("{s:s, s:s}", "core", "none", "self_test", dt_err_message());
+    return json_pack(
+        "{s:s, s:s}", "core", id, "self_test", line[0] ? line : "passed: exact on this machine");
+}
+
+static json_t *describe_memory(void) {
+    dt_limits limits;
+    dt_limits_read(&limits, "");
+    return json_pack("{s:I, s:I}", "limit_bytes", (json_int_t)limits.memory_bytes,
+        "available_bytes", (json_int_t)limits.available_bytes);
+}
+
+/* This machine, or the one that --topology describes, of which less is known. */
+static int describe_machine(json_t *out, const cli_opts *opts) {
     dt_topo *topo = NULL;
-    char line[160];
-    if (dt_topo_open(&topo, NULL) != DT_OK)
-        return cli_fail_err();
+    char line[160], text[8192];
+    if (dt_topo_open(&topo, opts->topology) != DT_OK)
+        return cli_fail(opts->topology ? CLI_USAGE : CLI_FAILED, "%s", dt_err_message());
     dt_topo_describe(topo, line, sizeof line);
-    json_object_set_new(out, "machine",
-        json_pack("{s:s, s:i, s:i, s:o}", "topology", line, "cores", dt_topo_n_cores(topo),
-            "hardware_threads", dt_topo_n_pus(topo), "isa", isa_levels()));
+    json_t *machine = json_pack("{s:s, s:i, s:i}", "topology", line, "cores", dt_topo_n_cores(topo),
+        "hardware_threads", dt_topo_n_pus(topo));
+    if (dt_topo_cpu_name(topo)[0])
+        json_object_set_new(machine, "processor",
+            report_bytes(dt_topo_cpu_name(topo), strlen(dt_topo_cpu_name(topo))));
+    dt_topo_tree(topo, text, sizeof text);
+    json_object_set_new(machine, "tree", split_lines(text));
+    if (!opts->topology) {
+        json_object_set_new(machine, "isa", isa_levels());
+        json_object_set_new(machine, "memory", describe_memory());
+        json_object_set_new(machine, "openblas", describe_openblas());
+        dt_gpu_report(line, sizeof line);
+        json_object_set_new(machine, "gpu", report_bytes(line, strlen(line)));
+    }
+    json_object_set_new(out, "machine", machine);
+    int n_threads = opts->n_threads > 0 ? (int)opts->n_threads : dt_topo_n_threads(topo);
+    dt_topo_plan(topo, n_threads, text, sizeof text);
+    json_t *plan = split_plan(text);
+    json_object_set_new(plan, "threads", json_integer(n_threads));
+    json_object_set_new(out, "plan", plan);
     json_object_set_new(out, "build", describe_build());
     dt_topo_close(topo);
     return CLI_OK;
@@ -107,6 +164,23 @@ static json_t *describe_tokenizer(const dt_model *model) {
         (int)dt_vocab_eos(vocab), "adds_bos", (int)dt_vocab_add_bos(vocab), "ends", ends);
 }
 
+/* What the model takes with a context of n_ctx tokens. */
+static json_t *describe_needs(const dt_engine *engine, const dt_session *session, int64_t n_ctx) {
+    dt_memory m;
+    dt_session_memory(&m, session, engine);
+    json_t *needs = json_object();
+    json_object_set_new(needs, "context", json_integer(n_ctx));
+    const struct {
+        const char *name;
+        size_t n_bytes;
+    } list[] = {{"weights_bytes", m.weights_bytes}, {"weights_file_bytes", m.source_bytes},
+        {"kv_token_bytes", m.kv_token_bytes}, {"kv_bytes", m.kv_bytes},
+        {"work_bytes", m.work_bytes}, {"total_bytes", m.weights_bytes + m.kv_bytes + m.work_bytes}};
+    for (size_t i = 0; i < DT_COUNT(list); i++)
+        json_object_set_new(needs, list[i].name, json_integer((json_int_t)list[i].n_bytes));
+    return needs;
+}
+
 static int describe_model(json_t *out, const cli_opts *opts) {
     dt_engine *engine = NULL;
     dt_session *session = NULL;
@@ -132,8 +206,7 @@ static int describe_model(json_t *out, const cli_opts *opts) {
     json_object_set_new(object, "gguf_version", json_integer(dt_gguf_version(model->file)));
     json_object_set_new(
         object, "file_bytes", json_integer((json_int_t)dt_gguf_file_bytes(model->file)));
-    json_object_set_new(object, "kv_bytes", json_integer((json_int_t)stats.kv_bytes));
-    json_object_set_new(object, "kv_tokens", json_integer(cli_n_ctx(opts, model)));
+    json_object_set_new(object, "memory", describe_needs(engine, session, cli_n_ctx(opts, model)));
     json_object_set_new(object, "sizes", describe_sizes(&model->config));
     json_object_set_new(object, "tensors", describe_tensors(model->file));
     json_object_set_new(object, "tokenizer", describe_tokenizer(model));
@@ -166,7 +239,7 @@ static void print_text(const json_t *object, int indent) {
     json_object_foreach((json_t *)object, key, value) {
         if (json_is_null(value))
             continue;
-        printf("%*s%-*s", indent, "", 24 - indent, key);
+        printf("%*s%-*s ", indent, "", 25 - indent, key);
         json_t *count = json_object_get(value, "tensors");
         if (json_is_integer(count)) { /* a line of the histogram of types */
             printf("%4lld tensors, ", (long long)json_integer_value(count));
@@ -181,6 +254,12 @@ static void print_text(const json_t *object, int indent) {
         }
         size_t i;
         json_t *item;
+        if (strcmp(key, "tree") == 0) {
+            putchar('\n');
+            json_array_foreach(value, i, item)
+                printf("%*s%s\n", indent + 2, "", json_string_value(item));
+            continue;
+        }
         if (json_is_array(value)) {
             json_array_foreach(value, i, item) if (json_is_string(item))
                 printf("%s%s", i ? ", " : "", json_string_value(item));
@@ -206,7 +285,7 @@ int cmd_info(const cli_opts *opts) {
     if (opts->target)
         code = describe_model(root, opts);
     if (code == CLI_OK)
-        code = describe_machine(root);
+        code = describe_machine(root, opts);
     if (code == CLI_OK) {
         if (opts->json)
             report_json(stdout, root, JSON_INDENT(2));

@@ -59,7 +59,11 @@ static const char *const COMMAND_NOTES[CLI_N_COMMANDS] = {
                      "  dovetail tokenize -m target.gguf --decode \"[9707, 11]\"\n",
     [CLI_PERPLEXITY] = ("The whole text is one window; it must fit the model's context.\n\n"
                         "  dovetail perplexity -m target.gguf -f text.txt --max-tokens 512\n"),
-    [CLI_INFO] = "Without -m only the machine is described.\n",
+    [CLI_INFO] = "Without -m only the machine is described; with it, what the model needs for a "
+                 "context of -c\n"
+                 "tokens too.\n\n"
+                 "  dovetail info -m target.gguf -c 8192\n"
+                 "  dovetail info --topology \"pack:1 core:8 pu:2\"\n",
 };
 
 /* ---- the table ------------------------------------------------------------------------------ */
@@ -132,7 +136,7 @@ static const opt OPTIONS[] = {
         "show in green what the draft had proposed"},
     {IN_TALK, {"-n", "--n-predict"}, OPT_INT, FIELD(n_max), -1, HUGE_COUNT, "N",
         "tokens to write at most (default -1: until the end or a full context)"},
-    {IN_TALK, {"-c", "--ctx-size"}, OPT_INT, FIELD(n_ctx), 1, 1 << 24, "N",
+    {IN_TALK | IN_INFO, {"-c", "--ctx-size"}, OPT_INT, FIELD(n_ctx), 1, 1 << 24, "N",
         "room for prompt and answer in tokens (default 4096, or what the model was trained on)"},
     {IN_TALK, {"--stop"}, OPT_STOP, 0, 0, 0, "TEXT",
         "end the answer where this text appears; may be given up to 16 times"},
@@ -201,6 +205,10 @@ static const opt OPTIONS[] = {
         "leave out the start token that some models ask for"},
     {IN_TOKENIZE, {"--decode"}, OPT_TEXT, FIELD(decode), 0, 0, "IDS",
         "the other way: print the text of these ids"},
+
+    {IN_INFO, {"--topology"}, OPT_TEXT, FIELD(topology), 0, 0, "TEXT|FILE.xml",
+        "describe another machine and its plan: a synthetic topology as hwloc writes it "
+        "(\"pack:1 core:8 pu:2\"), or lstopo's XML"},
 
     {IN_PERPLEXITY, {"--ids"}, OPT_PATH, FIELD(ids_file), 0, 0, "FILE",
         "file with token ids as a JSON array, instead of -f"},

@@ -77,6 +77,8 @@ typedef struct cli_opts {
     bool json;
     const char *logits_file;
     int64_t max_tokens;
+    /* info */
+    const char *topology;
     /* bench */
     cli_list pp, tg, depth, curve;
     int64_t n_reps; /* -1: not given */

@@ -1,6 +1,8 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "cpu/cpu.h"
+#include "gpu/gpu.h"
 #include "src/base/mem.h"
 #include "src/spec/session.h"
 
@@ -225,4 +227,27 @@ void dt_reader_close(dt_reader *reader) {
 
 dt_err dt_reader_rate(double *out, dt_reader *reader, int n_streams) {
     return dt_cpu_reader_rate(out, reader, n_streams);
+}
+
+/* ---- for listings ---- */
+
+void dt_session_memory(dt_memory *out, const dt_session *session, const dt_engine *engine) {
+    const dt_forward *target = session->parts.target;
+    dt_cpu_weights_bytes(&out->weights_bytes, &out->source_bytes, engine->target_weights);
+    out->kv_token_bytes = target->kv_token_bytes;
+    out->kv_bytes = target->kv_bytes;
+    out->work_bytes = target->work_bytes;
+}
+
+void dt_gpu_report(char *out, size_t n_bytes) {
+    dt_gpu *gpu = NULL;
+    if (dt_gpu_open(&gpu, DT_GPU_ANY) == DT_OK)
+        snprintf(out, n_bytes, "%s", dt_gpu_describe(gpu));
+    else
+        snprintf(out, n_bytes, "none: %s", dt_err_message());
+    dt_gpu_close(gpu);
+}
+
+dt_err dt_openblas_check(char *id, size_t n_id, char *fault, size_t n_fault) {
+    return dt_cpu_check_openblas(id, n_id, fault, n_fault);
 }
