@@ -2,8 +2,9 @@
  * position, in ranges of 512 that are combined in ascending order, so that the result depends
  * neither on where a row lies nor on the number of threads. Formulas: doc/numerics.md, "Attention".
  *
- * Cache of one layer and KV head: keys half [n_rows / 16][head_dim][16] (lanes are rows), values
- * half [n_rows][v_stride], v_stride = head_dim rounded up to 16 and padded with zeros. */
+ * Cache of one layer and KV head, in steps of DT_ATTN_RANGE rows: keys half [rows /
+ * 16][head_dim][16] (lanes are rows), values half [rows][v_stride], v_stride = head_dim rounded up
+ * to 16 and padded with zeros. */
 #ifndef DT_CPU_ATTN_H
 #define DT_CPU_ATTN_H
 
@@ -36,8 +37,9 @@ typedef struct dt_attn_range {
     const dt_attn_row *rows; /* [n_rows] */
     const float *q;
     size_t q_stride;
-    const uint16_t *keys;
-    const uint16_t *values;
+    const uint16_t *keys;        /* of the first step */
+    const uint16_t *values;      /* likewise */
+    size_t key_step, value_step; /* elements from one step to the next */
     float *part;
     size_t part_row_stride;
     size_t part_stride; /* v_stride + 16 */

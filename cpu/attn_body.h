@@ -48,7 +48,9 @@ static void attn_score_ancestors(const dt_attn_range *a, const dt_attn_row *row,
         int32_t at = row->ancestors[p - a->n_committed];
         if (at / 16 != block) {
             block = at / 16;
-            attn_score(lanes, 16, q, a->n_group, a->keys + (size_t)block * 16 * (size_t)a->head_dim,
+            attn_score(lanes, 16, q, a->n_group,
+                a->keys + (size_t)(at / DT_ATTN_RANGE) * a->key_step +
+                    (size_t)(at % DT_ATTN_RANGE / 16) * 16 * (size_t)a->head_dim,
                 a->head_dim, a->scale);
         }
         for (int g = 0; g < a->n_group; g++)
@@ -87,14 +89,17 @@ static void attn_softmax(float *scores, int begin, int n, float *max_out, float 
 /* out[j][0 .. n_v*16) += weights of n queries times n values, positions ascending. `rows`: where
  * the values lie, NULL for consecutive rows. */
 static inline void attn_value_tile(float *const *out, const float *const *weights,
-    const uint16_t *values, size_t v_stride, const int32_t *rows, int n_positions, const int n,
-    const int n_v) {
+    const uint16_t *values, size_t v_stride, size_t step, const int32_t *rows, int n_positions,
+    const int n, const int n_v) {
     v16 sum[ATTN_VALUE_TILE][ATTN_VALUE_VECTORS];
     for (int j = 0; j < n; j++)
         for (int v = 0; v < n_v; v++)
             sum[j][v] = v16_load(out[j] + v * 16);
     for (int p = 0; p < n_positions; p++) {
-        const uint16_t *value = values + (size_t)(rows ? rows[p] : p) * v_stride;
+        const uint16_t *value = values + (size_t)p * v_stride;
+        if (rows)
+            value = values + (size_t)(rows[p] / DT_ATTN_RANGE) * step +
+                    (size_t)(rows[p] % DT_ATTN_RANGE) * v_stride;
         for (int v = 0; v < n_v; v++) {
             v16 x = v16_from_f16(value + v * 16);
             for (int j = 0; j < n; j++)
@@ -108,30 +113,31 @@ static inline void attn_value_tile(float *const *out, const float *const *weight
 
 /* All value columns of n queries (n <= ATTN_VALUE_TILE). */
 static inline void attn_value_columns(float *const *out, const float *const *weights,
-    const uint16_t *values, int v_stride, const int32_t *rows, int n_positions, const int n) {
+    const uint16_t *values, int v_stride, size_t step, const int32_t *rows, int n_positions,
+    const int n) {
     float *at[ATTN_VALUE_TILE];
     int c = 0;
     for (; c + ATTN_VALUE_VECTORS * 16 <= v_stride; c += ATTN_VALUE_VECTORS * 16) {
         for (int j = 0; j < n; j++)
             at[j] = out[j] + c;
-        attn_value_tile(
-            at, weights, values + c, (size_t)v_stride, rows, n_positions, n, ATTN_VALUE_VECTORS);
+        attn_value_tile(at, weights, values + c, (size_t)v_stride, step, rows, n_positions, n,
+            ATTN_VALUE_VECTORS);
     }
     for (; c < v_stride; c += 16) {
         for (int j = 0; j < n; j++)
             at[j] = out[j] + c;
-        attn_value_tile(at, weights, values + c, (size_t)v_stride, rows, n_positions, n, 1);
+        attn_value_tile(at, weights, values + c, (size_t)v_stride, step, rows, n_positions, n, 1);
     }
 }
 
 static void attn_values(float *const *out, const float *const *weights, int n_q,
-    const uint16_t *values, int v_stride, const int32_t *rows, int n_positions) {
+    const uint16_t *values, int v_stride, size_t step, const int32_t *rows, int n_positions) {
     int j = 0;
     for (; j + ATTN_VALUE_TILE <= n_q; j += ATTN_VALUE_TILE)
         attn_value_columns(
-            out + j, weights + j, values, v_stride, rows, n_positions, ATTN_VALUE_TILE);
+            out + j, weights + j, values, v_stride, step, rows, n_positions, ATTN_VALUE_TILE);
     for (; j < n_q; j++)
-        attn_value_columns(out + j, weights + j, values, v_stride, rows, n_positions, 1);
+        attn_value_columns(out + j, weights + j, values, v_stride, step, rows, n_positions, 1);
 }
 
 /* What a row sees of the range, in positions of the range: committed keys [begin, committed), then
@@ -156,8 +162,9 @@ static void attn_committed(
     for (int j = 0; j < n; j++)
         weights[j] = a->scores + (size_t)(j0 + j) * DT_ATTN_RANGE + from;
     attn_values(out + j0, weights, n,
-        a->values + (size_t)(a->position0 + from) * (size_t)a->v_stride, a->v_stride, NULL,
-        to - from);
+        a->values + (size_t)(a->position0 / DT_ATTN_RANGE) * a->value_step +
+            (size_t)from * (size_t)a->v_stride,
+        a->v_stride, 0, NULL, to - from);
 }
 
 /* At most DT_ATTN_QUERIES queries: they share the loads of the committed keys and values that all
@@ -179,9 +186,10 @@ static void attn_rows(const dt_attn_range *a, int row0, int n_rows) {
         high = DT_MAX(high, s.begin);
         committed = s.committed;
     }
+    const uint16_t *keys = a->keys + (size_t)(a->position0 / DT_ATTN_RANGE) * a->key_step;
     for (int p = low / 16 * 16; p < committed; p += 16)
-        attn_score(scores + p, DT_ATTN_RANGE, q, n_q,
-            a->keys + (size_t)(a->position0 + p) * (size_t)a->head_dim, a->head_dim, a->scale);
+        attn_score(scores + p, DT_ATTN_RANGE, q, n_q, keys + (size_t)p * (size_t)a->head_dim,
+            a->head_dim, a->scale);
     for (int i = 0; i < n_rows; i++) {
         const dt_attn_row *row = &a->rows[row0 + i];
         attn_span s = attn_span_of(a, row);
@@ -217,7 +225,8 @@ static void attn_rows(const dt_attn_range *a, int row0, int n_rows) {
         for (int g = 0; g < a->n_group; g++)
             weights[g] = scores + (size_t)(i * a->n_group + g) * DT_ATTN_RANGE + s.apart;
         attn_values(out + i * a->n_group, weights, a->n_group, a->values, a->v_stride,
-            row->ancestors + (a->position0 + s.apart - a->n_committed), s.end - s.apart);
+            a->value_step, row->ancestors + (a->position0 + s.apart - a->n_committed),
+            s.end - s.apart);
     }
 }
 

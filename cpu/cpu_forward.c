@@ -15,12 +15,8 @@ enum { ANCESTORS_MAX = 1024 };
 typedef struct cpu_forward {
     dt_forward base;
     const dt_cpu_weights *w;
-    int n_rows_padded; /* KV rows, a multiple of 16 */
-    int v_stride;
-    size_t head_keys, head_values; /* elements of one KV head of one layer */
-    uint16_t *keys;                /* [n_layer][n_head_kv][n_rows / 16][head_dim][16] */
-    uint16_t *values;              /* [n_layer][n_head_kv][n_rows][v_stride] */
-    size_t keys_bytes, values_bytes, logits_bytes, part_bytes;
+    dt_kv kv;
+    size_t logits_bytes, part_bytes;
 
     /* The batch that runs. */
     int n_rows;
@@ -209,22 +205,10 @@ static void norm_rows(pass *p, bool first, bool twice, const dt_tensor *post, co
 static void store_row(pass *p, int i_layer, int r) {
     cpu_forward *f = p->f;
     int head_dim = p->config->head_dim, n_kv = p->config->n_head_kv;
-    int row = f->base.batch_row0 + r;
-    uint16_t *keys = f->keys + (size_t)i_layer * (size_t)n_kv * f->head_keys +
-                     (size_t)(row / 16) * (size_t)head_dim * 16 + (size_t)(row % 16);
-    uint16_t *values = f->values + (size_t)i_layer * (size_t)n_kv * f->head_values +
-                       (size_t)row * (size_t)f->v_stride;
-    uint16_t half[16];
     for (int g = 0; g < n_kv; g++) {
-        const float *k = f->k + ((size_t)r * (size_t)n_kv + (size_t)g) * (size_t)head_dim;
-        const float *v = f->v + ((size_t)r * (size_t)n_kv + (size_t)g) * (size_t)head_dim;
-        for (int d = 0; d < head_dim; d += 16) {
-            int n = DT_MIN(16, head_dim - d);
-            p->kernels->to_f16(half, k + d, n);
-            for (int i = 0; i < n; i++)
-                keys[(size_t)g * f->head_keys + (size_t)(d + i) * 16] = half[i];
-        }
-        p->kernels->to_f16(values + (size_t)g * f->head_values, v, head_dim);
+        size_t at = (size_t)(r * n_kv + g) * (size_t)head_dim;
+        dt_kv_store(
+            &f->kv, p->kernels, i_layer * n_kv + g, f->base.batch_row0 + r, f->k + at, f->v + at);
     }
 }
 
@@ -277,7 +261,7 @@ static void attend(pass *p, int i_layer) {
     bool local = p->config->local[i_layer];
     int range0 = local ? f->local_range0 : 0, n_ranges = f->n_ranges - range0;
     int n_tasks = n_kv * f->n_head_split * n_ranges * n_tiles;
-    size_t part_stride = (size_t)f->v_stride + 16;
+    size_t part_stride = (size_t)f->kv.v_stride + 16;
     phase_begin(p);
     for (int task; (task = dt_pool_next(p->next)) < n_tasks;) {
         int tile = task % n_tiles, rest = task / n_tiles;
@@ -290,7 +274,7 @@ static void attend(pass *p, int i_layer) {
         size_t head_at = (size_t)i_layer * (size_t)n_kv + (size_t)kv;
         dt_attn_range a = {
             .head_dim = head_dim,
-            .v_stride = f->v_stride,
+            .v_stride = f->kv.v_stride,
             .n_group = DT_MIN(heads, group - first),
             .n_rows = DT_MIN(rows, f->n_rows - row0),
             .n_committed = f->base.rows.n_committed,
@@ -299,8 +283,10 @@ static void attend(pass *p, int i_layer) {
             .rows = (local ? f->local_rows : f->rows) + row0,
             .q = f->q + (size_t)row0 * (size_t)(n_head * head_dim) + (size_t)(head0 * head_dim),
             .q_stride = (size_t)(n_head * head_dim),
-            .keys = f->keys + head_at * f->head_keys,
-            .values = f->values + head_at * f->head_values,
+            .keys = f->kv.keys + head_at * f->kv.head_keys,
+            .values = f->kv.values + head_at * f->kv.head_values,
+            .key_step = f->kv.key_step,
+            .value_step = f->kv.value_step,
             .part = f->part + (((size_t)range * DT_BATCH_MAX + (size_t)row0) * (size_t)n_head +
                                   (size_t)head0) *
                                   part_stride,
@@ -317,7 +303,7 @@ static void combine(pass *p, int i_layer, const dt_weight *wo) {
     cpu_forward *f = p->f;
     int head_dim = p->config->head_dim, n_head = p->config->n_head;
     int n = n_head * head_dim;
-    size_t part_stride = (size_t)f->v_stride + 16;
+    size_t part_stride = (size_t)f->kv.v_stride + 16;
     phase_begin(p);
     size_t range_stride = DT_BATCH_MAX * (size_t)n_head * part_stride;
     for (int r; (r = dt_pool_next(p->next)) < f->n_rows;) {
@@ -494,22 +480,7 @@ static dt_err cpu_topk(dt_forward *forward, dt_topk *out, int i_row, const dt_to
 }
 
 static dt_err cpu_move(dt_forward *forward, const dt_row_move *moves, int n_moves) {
-    cpu_forward *f = (cpu_forward *)forward;
-    const dt_config *c = &f->w->model->config;
-    for (int i = 0; n_moves > 0 && i < c->n_layer * c->n_head_kv; i++) {
-        uint16_t *keys = f->keys + (size_t)i * f->head_keys;
-        uint16_t *values = f->values + (size_t)i * f->head_values;
-        for (int j = 0; j < n_moves; j++) {
-            size_t from = (size_t)moves[j].from, to = (size_t)moves[j].to,
-                   dim = (size_t)c->head_dim;
-            const uint16_t *key_from = keys + from / 16 * dim * 16 + from % 16;
-            uint16_t *key_to = keys + to / 16 * dim * 16 + to % 16;
-            for (size_t d = 0; d < dim; d++)
-                key_to[d * 16] = key_from[d * 16];
-            memcpy(values + to * (size_t)f->v_stride, values + from * (size_t)f->v_stride,
-                (size_t)f->v_stride * sizeof *values);
-        }
-    }
+    dt_kv_move(&((cpu_forward *)forward)->kv, moves, n_moves);
     return DT_OK;
 }
 
@@ -540,10 +511,7 @@ static dt_err cpu_admit(dt_forward *forward, int32_t n_low, const int32_t *token
 
 static void cpu_close(dt_forward *forward) {
     cpu_forward *f = (cpu_forward *)forward;
-    if (f->keys)
-        dt_mem_unmap(f->keys, f->keys_bytes);
-    if (f->values)
-        dt_mem_unmap(f->values, f->values_bytes);
+    dt_kv_close(&f->kv);
     if (f->logits)
         dt_mem_unmap(f->logits, f->logits_bytes);
     if (f->part)
@@ -571,24 +539,25 @@ static dt_err map_resident(void *out, size_t n_bytes) {
     return dt_mem_populate(region, n_bytes);
 }
 
+/* As the cache, these come with the context that is used. */
+static size_t part_bytes(const dt_config *c, int n_rows) {
+    size_t n_ranges = ((size_t)n_rows + DT_ATTN_RANGE - 1) / DT_ATTN_RANGE;
+    size_t v_stride = dt_round_up((size_t)c->head_dim, 16);
+    return n_ranges * DT_BATCH_MAX * (size_t)c->n_head * (v_stride + 16) * sizeof(float);
+}
+
+size_t dt_cpu_forward_bytes(const dt_config *config, int n_rows) {
+    return dt_kv_bytes(config, n_rows) + part_bytes(config, n_rows);
+}
+
 static dt_err allocate_cache(cpu_forward *f, int n_rows) {
     const dt_config *c = &f->w->model->config;
-    size_t n_heads = (size_t)c->n_layer * (size_t)c->n_head_kv;
     DT_TRY(dt_rows_init(&f->base.rows, n_rows));
-    f->n_rows_padded = (int)dt_round_up((size_t)n_rows, 16);
-    f->v_stride = (int)dt_round_up((size_t)c->head_dim, 16);
-    f->head_keys = (size_t)f->n_rows_padded * (size_t)c->head_dim;
-    f->head_values = (size_t)f->n_rows_padded * (size_t)f->v_stride;
-    f->keys_bytes = n_heads * f->head_keys * sizeof *f->keys;
-    f->values_bytes = n_heads * f->head_values * sizeof *f->values;
-    f->base.kv_bytes = f->keys_bytes + f->values_bytes;
-    f->base.kv_token_bytes = f->base.kv_bytes / (size_t)f->n_rows_padded;
-    DT_TRY(map_resident(&f->keys, f->keys_bytes));
-    DT_TRY(map_resident(&f->values, f->values_bytes));
-    size_t n_ranges = (size_t)(f->n_rows_padded + DT_ATTN_RANGE - 1) / DT_ATTN_RANGE;
-    f->part_bytes =
-        n_ranges * DT_BATCH_MAX * (size_t)c->n_head * (size_t)(f->v_stride + 16) * sizeof *f->part;
-    return map_resident(&f->part, f->part_bytes);
+    f->base.kv_bytes = dt_kv_bytes(c, n_rows);
+    f->base.kv_token_bytes = dt_kv_bytes(c, DT_ATTN_RANGE) / DT_ATTN_RANGE;
+    DT_TRY(dt_kv_open(&f->kv, c, n_rows));
+    f->part_bytes = part_bytes(c, n_rows);
+    return dt_mem_reserve(&f->part, f->part_bytes);
 }
 
 static dt_err allocate_work(cpu_forward *f) {
@@ -624,7 +593,7 @@ static dt_err allocate_work(cpu_forward *f) {
     f->base.work_bytes =
         f->part_bytes + f->logits_bytes + n_scratch +
         DT_BATCH_MAX * ANCESTORS_MAX * sizeof *f->ancestors +
-        DT_BATCH_MAX * n_columns * sizeof(float) + n_act +
+        (DT_BATCH_MAX * n_columns + f->act_rows * (size_t)c->n_embd) * sizeof(float) + n_act +
         n_act / 32 * (sizeof *f->act_d + 2 * sizeof *f->act_sum16 + sizeof *f->act_sum32);
     f->n_phases = c->n_layer * 12 + 1 + DT_BATCH_MAX;
     return dt_mem_alloc(&f->next, (size_t)f->n_phases * sizeof *f->next);

@@ -3,7 +3,7 @@
 #define DT_CPU_DEVICE_H
 
 #include "cpu/cpu.h"
-#include "cpu/attn.h"
+#include "cpu/kv.h"
 #include "cpu/matmul.h"
 
 struct dt_cpu {

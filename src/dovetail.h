@@ -88,7 +88,7 @@ struct dt_draft; /* src/spec/draft.h: a source of one's own, for tests */
 
 typedef struct dt_session_options {
     int n_ctx; /* tokens of prompt and answer together; 0: the smaller of 4096 and the
-                  model's training context */
+                  model's training context; DT_CONTEXT_TRAINED: that context */
     dt_sampling sampling;
     dt_draft_kind draft;
     int tree;   /* nodes of a verified tree with its root, 2 .. DT_TREE_MAX; 0: default */
@@ -100,9 +100,14 @@ typedef struct dt_session_options {
     struct dt_draft *own_draft; /* overrides `draft`; the session takes ownership; NULL */
 } dt_session_options;
 
+enum { DT_CONTEXT_TRAINED = -1 };
+
 void dt_session_options_default(dt_session_options *out);
 
-/* All memory of the session is taken here. One thread at a time may use a session. */
+/* All memory of the session is taken here, but that of the KV caches: for them address space is
+ * reserved, and a page is taken when a token first needs it. A context for which this machine has
+ * not the memory now (MemAvailable, limits of the cgroup) is DT_ERR_MEMORY; the message says how
+ * much it needs and what would fit. One thread at a time may use a session. */
 dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_options *options);
 void dt_session_close(dt_session *session);
 

@@ -98,7 +98,7 @@ def test_usage():
     refuses(2, "'3x' is not a whole number", *RUN, "-n", "3x")
     refuses(2, "'' is not a whole number", *RUN, "-n", "")
     refuses(2, ("-n", "out of range"), *RUN, "-n", "-2")
-    refuses(2, ("-c", "out of range"), *RUN, "-c", "0")
+    refuses(2, ("-c", "out of range"), *RUN, "-c", "-1")
     refuses(2, "out of range", *RUN, "-n", "99999999999999999999")
     refuses(2, "'hot' is not a number", *RUN, "--temp", "hot")
     refuses(2, "'nan' is not a number", *RUN, "--temp", "nan")

@@ -202,7 +202,7 @@ def model_cut_while_in_use(folder):
 
 @case
 def zero_length_context(folder):
-    fails("-c", [*RUN, "-p", "x", "-c", "0"], code=2)
+    fails("-c", [*RUN, "-p", "x", "-c", "-1"], code=2)
     with open(TARGET, "rb") as f:
         data = bytearray(f.read())
     key = b"qwen2.context_length"

@@ -32,7 +32,7 @@ void dt_mem_free(void *p) {
     free(p);
 }
 
-dt_err dt_mem_map_huge(void *out, size_t n_bytes) {
+static dt_err map_huge(void *out, size_t n_bytes, int flags) {
     void *p = NULL;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t n = n_bytes <= SIZE_MAX - 2 * HUGE_BYTES ? dt_round_up(n_bytes, page) : SIZE_MAX;
@@ -42,7 +42,7 @@ dt_err dt_mem_map_huge(void *out, size_t n_bytes) {
     if (n == SIZE_MAX)
         DT_FAIL(DT_ERR_MEMORY, "out of memory: %zu bytes wanted", n_bytes);
     if (n < HUGE_BYTES) {
-        p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        p = mmap(NULL, n, PROT_READ | PROT_WRITE, flags, -1, 0);
         if (p == MAP_FAILED)
             DT_FAIL(DT_ERR_MEMORY, "out of memory: %zu bytes wanted", n_bytes);
         memcpy(out, &p, sizeof p);
@@ -51,8 +51,7 @@ dt_err dt_mem_map_huge(void *out, size_t n_bytes) {
     /* One huge page more than asked, and both ends cut off, so that the region starts on a
      * boundary where huge pages can lie. */
     size_t reserve = n + HUGE_BYTES;
-    uint8_t *start =
-        mmap(NULL, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *start = mmap(NULL, reserve, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (start == MAP_FAILED)
         DT_FAIL(DT_ERR_MEMORY, "out of memory: %zu bytes wanted", n_bytes);
     size_t head = dt_round_up((uintptr_t)start, HUGE_BYTES) - (uintptr_t)start;
@@ -64,6 +63,14 @@ dt_err dt_mem_map_huge(void *out, size_t n_bytes) {
     (void)madvise(p, n, MADV_HUGEPAGE); /* a wish: refused where the system has none */
     memcpy(out, &p, sizeof p);
     return DT_OK;
+}
+
+dt_err dt_mem_map_huge(void *out, size_t n_bytes) {
+    return map_huge(out, n_bytes, MAP_PRIVATE | MAP_ANONYMOUS);
+}
+
+dt_err dt_mem_reserve(void *out, size_t n_bytes) {
+    return map_huge(out, n_bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
 }
 
 dt_err dt_mem_populate(void *p, size_t n_bytes) {

@@ -14,6 +14,10 @@ void dt_mem_free(void *p);
 dt_err dt_mem_map_huge(void *out /* T ** */, size_t n_bytes);
 void dt_mem_unmap(void *p, size_t n_bytes);
 
+/* The same, but address space alone: pages are taken when they are first written, without a promise
+ * that they will be there. */
+dt_err dt_mem_reserve(void *out /* T ** */, size_t n_bytes);
+
 /* Makes the pages of a region resident now, so that none is zeroed later in the middle of the work.
  * DT_ERR_MEMORY if there are not that many; no-op on kernels before 5.14. */
 dt_err dt_mem_populate(void *p, size_t n_bytes);

@@ -136,8 +136,10 @@ static const opt OPTIONS[] = {
         "show in green what the draft had proposed"},
     {IN_TALK, {"-n", "--n-predict"}, OPT_INT, FIELD(n_max), -1, HUGE_COUNT, "N",
         "tokens to write at most (default -1: until the end or a full context)"},
-    {IN_TALK | IN_INFO, {"-c", "--ctx-size"}, OPT_INT, FIELD(n_ctx), 1, 1 << 24, "N",
-        "room for prompt and answer in tokens (default 4096, or what the model was trained on)"},
+    {IN_TALK | IN_INFO, {"-c", "--ctx-size"}, OPT_INT, FIELD(n_ctx), 0, 1 << 24, "N",
+        "room for prompt and answer in tokens; 0: all that the model was trained for (default: "
+        "that, "
+        "but 4096 at most)"},
     {IN_TALK, {"--stop"}, OPT_STOP, 0, 0, 0, "TEXT",
         "end the answer where this text appears; may be given up to 16 times"},
     {IN_RUN, {"--ignore-eos"}, OPT_FLAG, FIELD(ignore_end), 0, 0, NULL,
@@ -494,6 +496,7 @@ static void set_defaults(cli_opts *opts) {
     dt_sampling_default(&sampling);
     *opts = (cli_opts){
         .n_max = -1,
+        .n_ctx = -1,
         .seed = -1,
         .temperature = (double)sampling.temperature,
         .top_k = sampling.top_k,
@@ -799,7 +802,7 @@ int cli_engine_open(dt_engine **out, const cli_opts *opts) {
 
 void cli_session_options(dt_session_options *out, const cli_opts *opts) {
     dt_session_options_default(out);
-    out->n_ctx = (int)opts->n_ctx;
+    out->n_ctx = opts->n_ctx > 0 ? (int)opts->n_ctx : opts->n_ctx == 0 ? DT_CONTEXT_TRAINED : 0;
     dt_sampling *sampling = &out->sampling;
     sampling->temperature = (float)opts->temperature;
     sampling->top_k = (int)opts->top_k;
@@ -821,5 +824,6 @@ void cli_session_options(dt_session_options *out, const cli_opts *opts) {
 }
 
 int64_t cli_n_ctx(const cli_opts *opts, const dt_model *model) {
-    return opts->n_ctx > 0 ? opts->n_ctx : DT_MIN(4096, (int64_t)model->config.n_ctx_train);
+    int64_t trained = model->config.n_ctx_train;
+    return opts->n_ctx > 0 ? opts->n_ctx : opts->n_ctx == 0 ? trained : DT_MIN(4096, trained);
 }

@@ -3,6 +3,7 @@
 
 #include "cpu/cpu.h"
 #include "gpu/gpu.h"
+#include "src/base/limits.h"
 #include "src/base/mem.h"
 #include "src/spec/session.h"
 
@@ -16,6 +17,9 @@ struct dt_engine {
 
 /* The draft's caches and trees beyond the context. */
 enum { DRAFT_ROWS_SPARE = 512, N_CTX_DEFAULT = 4096, N_LOW_MIN = 32768 };
+
+/* The most that lists of the session and its draft hold for a token. */
+enum { CONTEXT_TOKEN_BYTES = 128 };
 
 /* ---- loading ---- */
 
@@ -163,11 +167,44 @@ static dt_err limit_head(dt_session_parts *parts, const dt_vocab *vocab, int n_v
     return DT_OK;
 }
 
+static bool wants_model_draft(const dt_engine *engine, const dt_session_options *o) {
+    return engine->draft && !o->own_draft &&
+           (o->draft == DT_DRAFT_AUTO || o->draft == DT_DRAFT_MODEL);
+}
+
+/* What a context takes when it is full: caches, scores in parts, and the lists of tokens. */
+static size_t context_bytes(const dt_engine *engine, const dt_session_options *o, int n_ctx) {
+    size_t n = dt_cpu_forward_bytes(&engine->target->config, n_ctx + DT_TREE_MAX);
+    if (wants_model_draft(engine, o))
+        n += dt_cpu_forward_bytes(&engine->draft->config, n_ctx + DRAFT_ROWS_SPARE);
+    return n + (size_t)n_ctx * CONTEXT_TOKEN_BYTES;
+}
+
+dt_err dt_context_check(const dt_engine *engine, const dt_session_options *o, size_t there) {
+    size_t need = context_bytes(engine, o, o->n_ctx);
+    if (need <= there)
+        return DT_OK;
+    int low = 0, high = o->n_ctx;
+    while (high - low > 1) {
+        int middle = low + (high - low) / 2;
+        if (context_bytes(engine, o, middle) <= there)
+            low = middle;
+        else
+            high = middle;
+    }
+    low -= low > 1024 ? low % 256 : 0;
+    DT_FAIL(DT_ERR_MEMORY,
+        "a context of %d tokens needs %zu MB of memory, %zu MB are available; %d tokens would fit",
+        o->n_ctx, need / 1000000, there / 1000000, low);
+}
+
 static dt_err open_forwards(
     dt_session_parts *parts, dt_engine *engine, const dt_session_options *o) {
+    dt_limits limits;
+    dt_limits_read(&limits, "");
+    DT_TRY(dt_context_check(engine, o, limits.available_bytes ? limits.available_bytes : SIZE_MAX));
     DT_TRY(dt_cpu_forward_open(&parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX));
-    bool wanted = !o->own_draft && (o->draft == DT_DRAFT_AUTO || o->draft == DT_DRAFT_MODEL);
-    if (!wanted || !engine->draft)
+    if (!wants_model_draft(engine, o))
         return DT_OK;
     DT_TRY(dt_cpu_forward_open(&parts->draft, engine->draft_weights, o->n_ctx + DRAFT_ROWS_SPARE));
     return limit_head(parts, engine->draft->vocab, engine->draft->config.n_vocab);
@@ -176,8 +213,11 @@ static dt_err open_forwards(
 dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_options *options) {
     *out = NULL;
     dt_session_options o = *options;
+    int trained = engine->target->config.n_ctx_train;
     if (o.n_ctx == 0)
-        o.n_ctx = DT_MIN(N_CTX_DEFAULT, engine->target->config.n_ctx_train);
+        o.n_ctx = DT_MIN(N_CTX_DEFAULT, trained);
+    else if (o.n_ctx == DT_CONTEXT_TRAINED)
+        o.n_ctx = trained;
     if (o.n_ctx < 1 || o.n_ctx > DT_CONTEXT_MAX)
         DT_FAIL(DT_ERR_INPUT, "context size: want 1 to %d, got %d", DT_CONTEXT_MAX, o.n_ctx);
     const dt_vocab *vocab = engine->target->vocab;

@@ -1,5 +1,6 @@
 #include "src/spec/session.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "src/base/mem.h"
@@ -230,10 +231,24 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     return DT_OK;
 }
 
+/* Once a session. */
+static void warn_context(dt_session *s, const dt_generate_options *options) {
+    int trained = s->parts.target->model->config.n_ctx_train;
+    if (s->context_told || !options->notice || trained < 1 || s->n_ctx <= trained)
+        return;
+    s->context_told = true;
+    char line[160];
+    snprintf(line, sizeof line,
+        "a context of %d tokens is longer than the %d that the model was trained for", s->n_ctx,
+        trained);
+    options->notice(options->arg, line);
+}
+
 dt_err dt_session_generate(dt_stop *stop_out, dt_session *s, const dt_generate_options *options) {
     if (s->n_tokens < 1)
         DT_FAIL(DT_ERR_INPUT, "nothing to go on from: the timeline is empty");
     DT_TRY(dt_answer_start(&s->answer, options->stops, options->n_stops));
+    warn_context(s, options);
     memset(&s->stats, 0, sizeof s->stats);
     dt_guard_start(&s->guard);
     dt_turn turn = {

@@ -34,6 +34,11 @@ typedef struct dt_session_parts {
     int64_t (*now_ns)(void);         /* the clock that costs are measured with */
 } dt_session_parts;
 
+/* Whether the context of the options (n_ctx resolved) fits into so many bytes; see dt_session_open.
+ */
+dt_err dt_context_check(
+    const dt_engine *engine, const dt_session_options *options, size_t available_bytes);
+
 /* The session owns the forwards and own_draft once this has succeeded, not before. n_ctx may not be
  * 0 here. */
 dt_err dt_session_open_with(
@@ -44,6 +49,7 @@ struct dt_session {
     dt_session_options options; /* defaults filled in */
     bool tree_given;            /* sizes of the tree come from the caller */
     int n_ctx, n_vocab;
+    bool context_told; /* that n_ctx exceeds the training's */
     int32_t n_allowed; /* ids below may be proposed */
 
     /* The timeline. The target's KV cache holds a prefix of it that never includes the last token,

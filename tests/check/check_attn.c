@@ -65,10 +65,10 @@ static void make_case(attn_case *c, test_rng *rng) {
     c->n_part = (size_t)c->n_rows * (size_t)c->n_group * stride;
     c->part = check_memory(c->n_part * sizeof(float));
     c->scores = check_memory(DT_ATTN_QUERIES * DT_ATTN_RANGE * sizeof(float));
-    c->range =
-        (dt_attn_range){c->head_dim, v_stride, c->n_group, c->n_rows, c->n_committed, c->position0,
-            1.0f / sqrtf((float)c->head_dim), c->rows, c->q, (size_t)(c->n_group * c->head_dim),
-            c->keys, c->values, c->part, (size_t)c->n_group * stride, stride, c->scores};
+    c->range = (dt_attn_range){c->head_dim, v_stride, c->n_group, c->n_rows, c->n_committed,
+        c->position0, 1.0f / sqrtf((float)c->head_dim), c->rows, c->q,
+        (size_t)(c->n_group * c->head_dim), c->keys, c->values, DT_ATTN_RANGE * (size_t)c->head_dim,
+        DT_ATTN_RANGE * (size_t)v_stride, c->part, (size_t)c->n_group * stride, stride, c->scores};
 }
 
 /* Largest error of the C result against double precision, in units of what rounding allows. */
