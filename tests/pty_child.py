@@ -40,6 +40,7 @@ class Terminal:
                 if stderr:
                     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the suite may run under nohup
                 if preexec:
                     preexec()
                 os.execve(args[0], args, env if env is not None else dict(os.environ))
