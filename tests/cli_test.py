@@ -477,7 +477,7 @@ def test_bench():
     check(all(r["avg_ts"] > 0 and len(r["samples_ts"]) == 2 for r in rows), "samples")
     check(all(r["machine"] and r["threads"] > 0 and r["isa"] and r["numerics"] for r in rows),
           "what it ran on: %s" % rows)
-    check(rows[2]["draft"] == "model" and rows[2]["mean_acceptance_length"] >= 1, "draft row")
+    check(rows[2]["draft"] == "model+ngram" and rows[2]["mean_acceptance_length"] >= 1, "draft row")
     table = works(*args, "--pp", "16", "--tg", "0", "--depth", "40").out.decode()
     check("pp16 @ d40" in table and table.count("\n") == 5, "table:\n" + table)
     text = works(*args, "-p", "8", "-n", "8", "-d", "0,24", "-o", "csv").out.decode()

@@ -12,6 +12,7 @@ typedef struct bench {
     json_t *rows;
     char machine[192], numerics[96];
     char model_name[96], size[32], draft_name[96];
+    const char *draft_source; /* of --prompts: "model+ngram", "none" */
     size_t cache_bytes;
     /* Of --curve: the best rate at which the team has read memory in this run. */
     double floor_rate; /* bytes per second */
@@ -43,8 +44,8 @@ int bench_open_session(dt_session **out, bench *b, dt_draft_kind draft, int64_t 
 int bench_generate(dt_session *session, int64_t n);
 /* Puts `ids` on the empty timeline and runs the prefill. */
 int bench_settle(dt_session *session, const int32_t *ids, int64_t n);
-/* "model", "ngram", or NULL where no draft takes part. */
-const char *bench_draft_kind(const bench *b);
+/* Whether a draft takes part. */
+bool bench_drafts(const bench *b);
 
 /* The modes; each adds to b->rows. */
 int bench_speed(bench *b);

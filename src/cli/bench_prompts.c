@@ -295,8 +295,7 @@ static void add_row(prompt_set *set, const category *c, double *rates) {
     json_object_set_new(row, "prompts", json_integer(c->n_prompts));
     json_object_set_new(row, "tokens", json_integer((json_int_t)c->lanes[0].tokens[0]));
     json_object_set_new(row, "rounds", json_integer(set->n_rounds));
-    const char *draft = bench_draft_kind(set->b);
-    json_object_set_new(row, "draft", json_string(draft ? draft : "none"));
+    json_object_set_new(row, "draft", json_string(set->b->draft_source));
     if (set->b->draft_name[0])
         json_object_set_new(
             row, "draft_model", report_bytes(set->b->draft_name, strlen(set->b->draft_name)));
@@ -318,7 +317,8 @@ static void add_row(prompt_set *set, const category *c, double *rates) {
 int bench_prompts(bench *b) {
     prompt_set set = {.b = b, .n_rounds = (int)b->opts->n_reps};
     dt_chat *chat;
-    set.n_lanes = bench_draft_kind(b) ? 2 : 1;
+    dt_stats stats;
+    set.n_lanes = bench_drafts(b) ? 2 : 1;
     set.is_chat = dt_chat_open(&chat, b->model->file, NULL, DT_CHAT_THINK_AUTO) == DT_OK;
     dt_chat_close(chat);
     double *rates = calloc((size_t)set.n_rounds, sizeof *rates);
@@ -326,8 +326,11 @@ int bench_prompts(bench *b) {
     for (int j = 0; j < set.n_lanes && code == CLI_OK; j++)
         code = bench_open_session(
             &set.sessions[j], b, j == 0 ? DT_DRAFT_NONE : (dt_draft_kind)b->opts->draft_kind, 0);
-    if (code == CLI_OK)
+    if (code == CLI_OK) {
+        dt_session_stats(set.sessions[set.n_lanes - 1], &stats);
+        b->draft_source = stats.draft_source; /* static text */
         code = run_rounds(&set);
+    }
     for (int i = 0; i < set.n_categories && code == CLI_OK; i++)
         add_row(&set, &set.categories[i], rates);
     close_set(&set);
@@ -343,9 +346,8 @@ void bench_print_prompts(const bench *b) {
         {"acceptance length", "mean_acceptance_length", NULL, 2},
         {"accepted at position 1, 2, ...", "acceptance_per_position", NULL, 2}};
     if (b->opts->table == CLI_TABLE_MD) {
-        const char *draft = bench_draft_kind(b);
         printf("%s, %s, draft %s%s%s%s; %s, %d threads; numerics %s; %d rounds\n\n", b->model_name,
-            b->size, draft ? draft : "none", b->draft_name[0] ? " (" : "", b->draft_name,
+            b->size, b->draft_source, b->draft_name[0] ? " (" : "", b->draft_name,
             b->draft_name[0] ? ")" : "", b->machine,
             (int)json_integer_value(json_object_get(json_array_get(b->rows, 0), "threads")),
             b->numerics, (int)b->opts->n_reps);

@@ -117,8 +117,14 @@ int bench_ring(const cli_opts *opts) {
         {"messages", "messages", NULL, 0}, {"median, ns", "median_ns", NULL, 0},
         {"99th percentile, ns", "p99_ns", NULL, 0}};
     dt_topo *topo = NULL;
-    json_t *rows = json_array();
-    int code = CLI_OK;
+    bench b = {.opts = opts};
+    json_t *rows = json_array(), *row;
+    size_t i;
+    int code = bench_describe_machine(&b);
+    if (code != CLI_OK) {
+        json_decref(rows);
+        return code;
+    }
     if (dt_topo_open(&topo, NULL) != DT_OK)
         code = cli_fail_err();
     else if (dt_topo_n_pus(topo) < 2)
@@ -127,6 +133,12 @@ int bench_ring(const cli_opts *opts) {
         code = ring_round(rows, "receiver spinning", topo, 50000, 0);
     if (code == CLI_OK)
         code = ring_round(rows, "receiver asleep", topo, 2000, 200);
+    json_array_foreach(rows, i, row) {
+        json_object_set_new(row, "machine", report_bytes(b.machine, strlen(b.machine)));
+        json_object_set_new(row, "version", json_string(DT_VERSION));
+    }
+    if (code == CLI_OK && opts->table == CLI_TABLE_MD)
+        printf("%s\n\n", b.machine);
     if (code == CLI_OK)
         report_table(stdout, (cli_table_form)opts->table, rows, COLUMNS, DT_COUNT(COLUMNS));
     json_decref(rows);

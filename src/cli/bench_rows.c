@@ -84,18 +84,8 @@ int bench_settle(dt_session *session, const int32_t *ids, int64_t n) {
     return code;
 }
 
-const char *bench_draft_kind(const bench *b) {
-    switch ((dt_draft_kind)b->opts->draft_kind) {
-    case DT_DRAFT_AUTO:
-        return b->opts->draft ? "model" : NULL;
-    case DT_DRAFT_MODEL:
-        return "model";
-    case DT_DRAFT_NGRAM:
-        return "ngram";
-    case DT_DRAFT_NONE:
-        break;
-    }
-    return NULL;
+bool bench_drafts(const bench *b) {
+    return b->opts->draft_kind != DT_DRAFT_NONE;
 }
 
 /* ---- rows ----------------------------------------------------------------------------------- */

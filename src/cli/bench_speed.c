@@ -92,7 +92,7 @@ static void add_lanes(
         json_object_set_new(row, "n_depth", json_integer(depth));
         report_mean(&mean, &deviation, lanes[i].samples, n_reps);
         bench_set_samples(row, lanes[i].samples, n_reps);
-        json_object_set_new(row, "draft", json_string(i == 0 ? "none" : bench_draft_kind(b)));
+        json_object_set_new(row, "draft", json_string(lanes[i].stats.draft_source));
         if (i == 0) {
             plain = mean;
             continue;
@@ -109,7 +109,7 @@ static int test_answer(bench *b, int64_t tg, int64_t depth, int n_reps, double *
     int64_t n_prompt = 0;
     int32_t *prompt = NULL;
     tg_lane lanes[2] = {{.samples = samples}, {.samples = samples + n_reps}};
-    int n_lanes = bench_draft_kind(b) ? 2 : 1;
+    int n_lanes = bench_drafts(b) ? 2 : 1;
     int code = bench_prompt(&prompt, &n_prompt, b);
     if (code != CLI_OK)
         return code;
