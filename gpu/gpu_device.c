@@ -93,7 +93,7 @@ typedef struct item {
     const float **vector;
 } item;
 
-enum { ITEMS_OF_LAYER = 14, ITEMS_BESIDE = 3 };
+enum { ITEMS_OF_LAYER = 16, ITEMS_BESIDE = 3 };
 
 /* Item i of the model; `tensor` is NULL where this model has none. False behind the last. */
 static bool item_at(item *out, dt_gpu_weights *w, int i) {
@@ -125,7 +125,9 @@ static bool item_at(item *out, dt_gpu_weights *w, int i) {
         {from->bv, NULL, &to->bv},
         {from->q_norm, NULL, &to->q_norm},
         {from->k_norm, NULL, &to->k_norm},
+        {from->attn_post_norm, NULL, &to->attn_post_norm},
         {from->ffn_norm, NULL, &to->ffn_norm},
+        {from->ffn_post_norm, NULL, &to->ffn_post_norm},
         {from->w_gate, &to->w_gate, NULL},
         {from->w_up, &to->w_up, NULL},
         {from->w_down, &to->w_down, NULL},
@@ -251,14 +253,19 @@ static dt_err check_model(const dt_model *model, dt_gpu_weights *w) {
     return DT_OK;
 }
 
-/* As on the CPU: base^(-2i / n_rot), times the linear scale, divided by the file's factors. */
+/* As on the CPU: base^(-2i / n_rot), times the linear scale, divided by the file's factors; then
+ * those of local layers that have a base of their own. */
 static dt_err make_frequencies(dt_gpu_weights *w) {
     const dt_config *c = &w->model->config;
-    DT_TRY(dt_mem_alloc(&w->inverse_freq, (size_t)(c->n_rot / 2) * sizeof *w->inverse_freq));
+    int n = c->n_rot / 2;
+    w->n_turns = c->local_rope ? 2 : 1;
+    DT_TRY(dt_mem_alloc(&w->inverse_freq, (size_t)(w->n_turns * n) * sizeof *w->inverse_freq));
     const float *factors = w->model->rope_freqs ? w->model->rope_freqs->data : NULL;
-    for (int i = 0; i < c->n_rot / 2; i++) {
+    for (int i = 0; i < n; i++) {
         double f = dt_pow_f64(c->rope_base, -2.0 * i / c->n_rot) * c->rope_scale;
         w->inverse_freq[i] = factors ? f / (double)factors[i] : f;
+        if (c->local_rope)
+            w->inverse_freq[n + i] = dt_pow_f64(c->rope_base_local, -2.0 * i / c->n_rot);
     }
     return DT_OK;
 }

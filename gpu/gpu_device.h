@@ -16,7 +16,8 @@ struct dt_gpu {
  */
 typedef struct dt_gpu_layer {
     dt_gpu_matrix wq, wk, wv, wo, w_gate, w_up, w_down;
-    const float *attn_norm, *ffn_norm, *bq, *bk, *bv, *q_norm, *k_norm;
+    const float *attn_norm, *attn_post_norm, *ffn_norm, *ffn_post_norm;
+    const float *bq, *bk, *bv, *q_norm, *k_norm;
 } dt_gpu_layer;
 
 struct dt_gpu_weights {
@@ -26,7 +27,8 @@ struct dt_gpu_weights {
     dt_gpu_layer *layers; /* [n_layer] */
     dt_gpu_matrix embedding, output;
     const float *output_norm;
-    double *inverse_freq; /* [n_rot / 2] radians per position */
+    int n_turns;          /* rotations: 1, or 2 where local layers have one of their own */
+    double *inverse_freq; /* [n_turns][n_rot / 2] radians per position */
     void *d_memory;       /* all of the above */
 };
 

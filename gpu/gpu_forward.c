@@ -50,7 +50,9 @@ typedef struct gpu_forward {
 
     /* In device memory, [DT_BATCH_MAX] rows each. */
     float *d_x, *d_h, *d_q, *d_k, *d_v, *d_attn, *d_delta, *d_gate, *d_up, *d_logits, *d_part;
-    dt_gpu_act d_by32, d_by256;
+    float *d_delta_rest; /* of products in two steps (doc/numerics.md) */
+    dt_gpu_act d_by32, d_by256, d_rest;
+    bool twice; /* inputs of wo and w_down may be quantised in two steps */
     float *d_block_max;
     int32_t *d_counts, *d_ids;
     double *d_sort_keys;
@@ -76,7 +78,7 @@ typedef struct gpu_forward {
 /* ---- the record ---- */
 
 static size_t rotations_bytes(const gpu_forward *f, int m) {
-    size_t n = (size_t)m * (size_t)f->w->model->config.n_rot * sizeof(float);
+    size_t n = (size_t)(m * f->w->n_turns) * (size_t)f->w->model->config.n_rot * sizeof(float);
     return dt_round_up(n, DT_GPU_ALIGN);
 }
 
@@ -107,11 +109,23 @@ typedef struct product {
 } product;
 
 static dt_gpu_forms forms_for(const gpu_forward *f, const product *products, int n) {
-    dt_gpu_forms forms = {0, f->d_by32, f->d_by256};
+    dt_gpu_forms forms = {0, f->d_by32, f->d_by256, f->d_rest};
     for (int i = 0; i < n; i++) {
         int block = dt_type_block(products[i].matrix->type);
         forms.forms |= block == 32 ? DT_GPU_FORM_32 : block == 256 ? DT_GPU_FORM_256 : 0;
     }
+    return forms;
+}
+
+/* The matrix ends a block of a model whose activations there are quantised in two steps. */
+static bool goes_twice(const gpu_forward *f, const dt_gpu_matrix *matrix) {
+    return f->twice && dt_type_block(matrix->type) == 256;
+}
+
+static dt_gpu_forms forms_for_output(const gpu_forward *f, const product *p) {
+    dt_gpu_forms forms = forms_for(f, p, 1);
+    if (goes_twice(f, p->matrix))
+        forms.forms |= DT_GPU_FORM_TWICE;
     return forms;
 }
 
@@ -150,27 +164,52 @@ static dt_err multiply(
     return DT_OK;
 }
 
-static dt_err norm(gpu_forward *f, const float *d_delta, const float *d_w, const product *products,
-    int n, int m_max, bool gather) {
+/* The product that ends a block, into the delta. */
+static dt_err project(gpu_forward *f, const product *p, const float *d_x, int m_max) {
+    DT_TRY(multiply(f, p, 1, d_x, m_max, DT_GPU_COUNT_ROWS));
+    if (!goes_twice(f, p->matrix))
+        return DT_OK;
+    const product rest = {p->matrix, f->d_delta_rest};
+    dt_gpu_act first = f->d_by256;
+    f->d_by256 = f->d_rest;
+    dt_err err = multiply(f, &rest, 1, d_x, m_max, DT_GPU_COUNT_ROWS);
+    f->d_by256 = first;
+    return err;
+}
+
+/* What the block before a norm has left to add: the product of `matrix`, normalised by d_post. */
+typedef struct addend {
+    const dt_gpu_matrix *matrix; /* NULL: nothing */
+    const float *d_post;
+} addend;
+
+static dt_err norm(gpu_forward *f, addend add, const float *d_w, const product *products, int n,
+    int m_max, bool gather) {
     const dt_config *c = &f->w->model->config;
-    return f->ops->norm(f->device, &(dt_gpu_norm){
-                                       .d_step = d_step_of(f),
-                                       .x = f->d_x,
-                                       .delta = d_delta,
-                                       .w = d_w,
-                                       .h = f->d_h,
-                                       .out = forms_for(f, products, n),
-                                       .eps = c->norm_eps,
-                                       .n = c->n_embd,
-                                       .m_max = m_max,
-                                       .gather = gather,
-                                   });
+    const dt_gpu_norm args = {
+        .d_step = d_step_of(f),
+        .x = f->d_x,
+        .delta = add.matrix ? f->d_delta : NULL,
+        .delta_rest = add.matrix && goes_twice(f, add.matrix) ? f->d_delta_rest : NULL,
+        .delta_norm = add.d_post,
+        .w = d_w,
+        .h = f->d_h,
+        .out = forms_for(f, products, n),
+        .eps = c->norm_eps,
+        .n = c->n_embd,
+        .m_max = m_max,
+        .gather = gather,
+    };
+    return f->ops->norm(f->device, &args);
 }
 
 static dt_err attention(gpu_forward *f, int i_layer, const product *wo, bucket b) {
     const dt_config *c = &f->w->model->config;
     const dt_gpu_layer *layer = &f->w->layers[i_layer];
+    bool local = c->local[i_layer];
     const float *d_rotations = (const float *)(const void *)(f->d_record + STEP_BYTES);
+    if (local && c->local_rope)
+        d_rotations += (size_t)b.m * (size_t)c->n_rot;
     const void *d_ancestors = f->d_record + STEP_BYTES + rotations_bytes(f, b.m);
     size_t head = (size_t)i_layer * (size_t)c->n_head_kv;
     uint16_t *d_keys = f->d_keys + head * f->head_keys;
@@ -210,14 +249,15 @@ static dt_err attention(gpu_forward *f, int i_layer, const product *wo, bucket b
                                          .head_values = f->head_values,
                                          .part = f->d_part,
                                          .out = f->d_attn,
-                                         .forms = forms_for(f, wo, 1),
+                                         .forms = forms_for_output(f, wo),
                                          .v_stride = f->v_stride,
                                          .n_head = c->n_head,
                                          .n_head_kv = c->n_head_kv,
                                          .head_dim = c->head_dim,
                                          .m_max = b.m,
                                          .n_ranges_max = b.n_ranges,
-                                         .scale = 1.0f / __builtin_sqrtf((float)c->head_dim),
+                                         .window = local ? c->window : 0,
+                                         .scale = c->attn_scale,
                                      });
 }
 
@@ -227,21 +267,25 @@ static dt_err block(gpu_forward *f, int i_layer, bucket b) {
     const product qkv[] = {{&l->wq, f->d_q}, {&l->wk, f->d_k}, {&l->wv, f->d_v}};
     const product wo[] = {{&l->wo, f->d_delta}}, down[] = {{&l->w_down, f->d_delta}};
     const product gate_up[] = {{&l->w_gate, f->d_gate}, {&l->w_up, f->d_up}};
-    DT_TRY(norm(f, i_layer > 0 ? f->d_delta : NULL, l->attn_norm, qkv, 3, b.m, false));
+    const dt_gpu_layer *last = i_layer > 0 ? l - 1 : NULL;
+    const addend before = {last ? &last->w_down : NULL, last ? last->ffn_post_norm : NULL};
+    const addend after_attention = {&l->wo, l->attn_post_norm};
+    DT_TRY(norm(f, before, l->attn_norm, qkv, 3, b.m, false));
     DT_TRY(multiply(f, qkv, 3, f->d_h, b.m, DT_GPU_COUNT_ROWS));
     DT_TRY(attention(f, i_layer, wo, b));
-    DT_TRY(multiply(f, wo, 1, f->d_attn, b.m, DT_GPU_COUNT_ROWS));
-    DT_TRY(norm(f, f->d_delta, l->ffn_norm, gate_up, 2, b.m, false));
+    DT_TRY(project(f, wo, f->d_attn, b.m));
+    DT_TRY(norm(f, after_attention, l->ffn_norm, gate_up, 2, b.m, false));
     DT_TRY(multiply(f, gate_up, 2, f->d_h, b.m, DT_GPU_COUNT_ROWS));
     DT_TRY(f->ops->gate(f->device, &(dt_gpu_gate){
                                        .d_step = d_step_of(f),
                                        .gate = f->d_gate,
                                        .up = f->d_up,
-                                       .out = forms_for(f, down, 1),
+                                       .out = forms_for_output(f, down),
                                        .n = c->n_ff,
                                        .m_max = b.m,
+                                       .gelu = c->gate == DT_GATE_GELU,
                                    }));
-    return multiply(f, down, 1, f->d_gate, b.m, DT_GPU_COUNT_ROWS);
+    return project(f, down, f->d_gate, b.m);
 }
 
 static dt_err rank(gpu_forward *f, int m_max) {
@@ -267,12 +311,15 @@ static dt_err enqueue(gpu_forward *f, bucket b) {
                                         .d_step = d_step_of(f),
                                         .table = f->w->embedding,
                                         .x = f->d_x,
+                                        .scale = c->embd_scale != 1.0f ? c->embd_scale : 0.0f,
                                         .m_max = b.m,
                                     }));
     for (int i = 0; i < c->n_layer; i++)
         DT_TRY(block(f, i, b));
     const product output[] = {{&f->w->output, f->d_logits}};
-    DT_TRY(norm(f, f->d_delta, f->w->output_norm, output, 1, b.m, true));
+    const dt_gpu_layer *last = &f->w->layers[c->n_layer - 1];
+    const addend before = {&last->w_down, last->ffn_post_norm};
+    DT_TRY(norm(f, before, f->w->output_norm, output, 1, b.m, true));
     DT_TRY(multiply(f, output, 1, f->d_h, b.m, DT_GPU_COUNT_OUT));
     DT_TRY(rank(f, b.m));
     if (!f->staged_logits)
@@ -356,13 +403,16 @@ static void write_record(gpu_forward *f, bucket b, int n_rows, const int32_t *ro
     dt_gpu_step *step = step_of(f);
     float *cos_sin = (float *)(void *)(f->record + STEP_BYTES);
     int32_t *ancestors = (int32_t *)(void *)(f->record + STEP_BYTES + rotations_bytes(f, b.m));
+    size_t n_rot = (size_t)c->n_rot;
     for (int r = 0; r < n_rows; r++) {
         double position = step->n_positions[r] - 1;
-        for (int i = 0; i < c->n_rot / 2; i++, cos_sin += 2) {
+        for (int i = 0; i < f->w->n_turns * c->n_rot / 2; i++) {
             double sine, cosine;
+            int turn = i / (c->n_rot / 2), pair = i % (c->n_rot / 2);
+            float *out = cos_sin + (size_t)(turn * b.m + r) * n_rot + 2 * pair;
             dt_sincos_f64(&sine, &cosine, position * f->w->inverse_freq[i]);
-            cos_sin[0] = (float)cosine;
-            cos_sin[1] = (float)sine;
+            out[0] = (float)cosine;
+            out[1] = (float)sine;
         }
         dt_rows_ancestors(ancestors + (size_t)r * (size_t)b.depth, &f->base.rows, rows[r]);
     }
@@ -520,13 +570,15 @@ static void lay_out(arena *a, gpu_forward *f) {
         float **out;
         size_t n;
     } rows[] = {{&f->d_x, n_embd}, {&f->d_h, n_embd}, {&f->d_q, n_q}, {&f->d_k, n_kv},
-        {&f->d_v, n_kv}, {&f->d_attn, n_q}, {&f->d_delta, n_embd}, {&f->d_gate, n_ff},
-        {&f->d_up, n_ff}, {&f->d_logits, n_vocab}, {&f->d_block_max, DT_GPU_SCAN_BLOCKS},
+        {&f->d_v, n_kv}, {&f->d_attn, n_q}, {&f->d_delta, n_embd},
+        {&f->d_delta_rest, f->twice ? n_embd : 0}, {&f->d_gate, n_ff}, {&f->d_up, n_ff},
+        {&f->d_logits, n_vocab}, {&f->d_block_max, DT_GPU_SCAN_BLOCKS},
         {&f->d_part, (size_t)f->n_ranges_max * (size_t)c->n_head * (size_t)(f->v_stride + 16)}};
     for (size_t i = 0; i < DT_COUNT(rows); i++)
         take(a, rows[i].out, DT_BATCH_MAX * rows[i].n * sizeof(float));
     take_act(a, &f->d_by32, (size_t)f->k_max, 32);
     take_act(a, &f->d_by256, (size_t)f->k_max, 256);
+    take_act(a, &f->d_rest, f->twice ? (size_t)f->k_max : 0, 256);
     take(a, &f->d_counts, DT_BATCH_MAX * DT_GPU_SCAN_BLOCKS * sizeof *f->d_counts);
     take(a, &f->d_sort_keys, DT_BATCH_MAX * DT_GPU_NOISY_MAX * sizeof *f->d_sort_keys);
     take(a, &f->d_ids, DT_BATCH_MAX * DT_GPU_NOISY_MAX * sizeof *f->d_ids);
@@ -563,6 +615,7 @@ static dt_err take_memory(gpu_forward *f, int n_rows, bool host_logits) {
         dt_round_up((size_t)n_rows, 32) * dt_round_up((size_t)c->head_dim, DT_GPU_KEY_GROUP);
     f->head_values = (size_t)n_rows * (size_t)f->v_stride;
     f->n_ranges_max = (n_rows + DT_GPU_RANGE - 1) / DT_GPU_RANGE;
+    f->twice = c->gate == DT_GATE_GELU;
     f->k_max = DT_MAX(c->n_ff, DT_MAX(c->n_embd, c->n_head * c->head_dim));
     size_t keys_bytes = dt_round_up(n_heads * f->head_keys * sizeof *f->d_keys, DT_GPU_ALIGN);
     f->base.kv_bytes = keys_bytes + n_heads * f->head_values * sizeof *f->d_values;

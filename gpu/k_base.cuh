@@ -94,38 +94,56 @@ static __device__ inline void gpu_quantise_32(
     }
 }
 
-/* Blocks [first, end) of 256 columns, one a warp, eight columns a lane. */
-static __device__ inline void gpu_quantise_256(
-    const dt_gpu_act *act, int row, int k, const float *x, int first, int end) {
+/* A block of 256 columns by a warp, eight columns a lane. */
+static __device__ inline void gpu_quantise_block(
+    const dt_gpu_act *act, int row, int k, const float v[8], int b, int q_out[8], float *d_out) {
+    int lane = (int)threadIdx.x % GPU_LANES;
+    unsigned largest = 0;
+    GPU_UNROLL
+    for (int i = 0; i < 8; i++)
+        largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
+    float d, r;
+    bool counts = gpu_act_scale(&d, &r, gpu_warp_max(largest));
+    unsigned word[2] = {0, 0};
+    int sum = 0;
+    GPU_UNROLL
+    for (int i = 0; i < 8; i++) {
+        int q = counts ? gpu_act_round(v[i], r) : 0;
+        word[i / 4] |= ((unsigned)q & 0xff) << (8 * (i % 4));
+        sum += q;
+        q_out[i] = q;
+    }
+    *d_out = d;
+    size_t at = (size_t)row * k + (size_t)b * 256 + (size_t)lane * 8;
+    *reinterpret_cast<uint2 *>(act->q + at) = make_uint2(word[0], word[1]);
+    sum += __shfl_xor_sync(GPU_ALL, sum, 1);
+    if (lane % 2 == 0)
+        act->sum16[at / 16] = (int16_t)sum;
+    sum += __shfl_xor_sync(GPU_ALL, sum, 2);
+    if (lane % 4 == 0)
+        act->sum32[at / 32] = (int16_t)sum;
+    if (lane == 0)
+        act->d[(size_t)row * (k / 256) + b] = d;
+}
+
+/* Blocks [first, end) of 256 columns, one a warp; what is left of them into `rest` if it is not
+ * NULL. */
+static __device__ inline void gpu_quantise_256(const dt_gpu_act *act, const dt_gpu_act *rest,
+    int row, int k, const float *x, int first, int end) {
     int warp = (int)threadIdx.x / GPU_LANES, lane = (int)threadIdx.x % GPU_LANES;
     for (int b = first + warp; b < end; b += GPU_WARPS) {
         size_t at = (size_t)b * 256 + (size_t)lane * 8;
         float4 low = *reinterpret_cast<const float4 *>(x + at);
         float4 high = *reinterpret_cast<const float4 *>(x + at + 4);
-        float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        unsigned largest = 0;
+        float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}, d;
+        int q[8];
+        gpu_quantise_block(act, row, k, v, b, q, &d);
+        if (!rest)
+            continue;
         GPU_UNROLL
         for (int i = 0; i < 8; i++)
-            largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
-        float d, r;
-        bool counts = gpu_act_scale(&d, &r, gpu_warp_max(largest));
-        unsigned word[2] = {0, 0};
-        int sum = 0;
-        GPU_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int q = counts ? gpu_act_round(v[i], r) : 0;
-            word[i / 4] |= ((unsigned)q & 0xff) << (8 * (i % 4));
-            sum += q;
-        }
-        *reinterpret_cast<uint2 *>(act->q + (size_t)row * k + at) = make_uint2(word[0], word[1]);
-        sum += __shfl_xor_sync(GPU_ALL, sum, 1);
-        if (lane % 2 == 0)
-            act->sum16[(size_t)row * (k / 16) + (size_t)b * 16 + lane / 2] = (int16_t)sum;
-        sum += __shfl_xor_sync(GPU_ALL, sum, 2);
-        if (lane % 4 == 0)
-            act->sum32[(size_t)row * (k / 32) + (size_t)b * 8 + lane / 4] = (int16_t)sum;
-        if (lane == 0)
-            act->d[(size_t)row * (k / 256) + b] = d;
+            v[i] = __fmaf_rn(-d, __int2float_rn(q[i]), v[i]);
+        gpu_quantise_block(rest, row, k, v, b, q, &d);
     }
 }
 
@@ -136,7 +154,8 @@ static __device__ inline void gpu_quantise(
     if (out->forms & DT_GPU_FORM_32)
         gpu_quantise_32(&out->by32, row, k, x, first / 32, end / 32);
     if (out->forms & DT_GPU_FORM_256)
-        gpu_quantise_256(&out->by256, row, k, x, first / 256, end / 256);
+        gpu_quantise_256(&out->by256, out->forms & DT_GPU_FORM_TWICE ? &out->rest : NULL, row, k, x,
+            first / 256, end / 256);
 }
 
 /* ---- norms ----------------------------------------------------------------------------------- */

@@ -18,7 +18,12 @@ GPU_KERNEL k_norm(dt_gpu_norm a) {
     int r = a.gather ? a.d_step->out_rows[i] : i;
     float *x = a.x + (size_t)r * a.n, *h = a.h + (size_t)i * a.n;
     if (a.delta) {
-        const float *delta = a.delta + (size_t)r * a.n;
+        float *delta = a.delta + (size_t)r * a.n;
+        if (a.delta_rest) {
+            for (int c = tid; c < a.n; c += GPU_THREADS)
+                delta[c] = __fadd_rn(delta[c], a.delta_rest[(size_t)r * a.n + c]);
+            __syncthreads();
+        }
         if (a.delta_norm) {
             if (tid < GPU_LANES) {
                 float s = gpu_norm_scale(delta, a.n, a.eps);
@@ -134,7 +139,7 @@ GPU_KERNEL k_gate(dt_gpu_gate a) {
     float *gate = a.gate + (size_t)r * a.n;
     const float *up = a.up + (size_t)r * a.n;
     for (int c = first + (int)threadIdx.x; c < end; c += GPU_THREADS) {
-        gate[c] = __fmul_rn(dt_silu_f32(gate[c]), up[c]);
+        gate[c] = __fmul_rn(a.gelu ? dt_gelu_f32(gate[c]) : dt_silu_f32(gate[c]), up[c]);
     }
     __syncthreads();
     gpu_quantise(&a.out, r, a.n, gate, first, end);

@@ -84,11 +84,12 @@ typedef struct dt_gpu_act {
     int16_t *sum16; /* [rows][k / 16], blocks of 256 only */
 } dt_gpu_act;
 
-enum { DT_GPU_FORM_32 = 1, DT_GPU_FORM_256 = 2 };
+enum { DT_GPU_FORM_32 = 1, DT_GPU_FORM_256 = 2, DT_GPU_FORM_TWICE = 4 };
 
+/* `rest`: what the first step of blocks of 256 leaves, quantised again, where FORM_TWICE asks. */
 typedef struct dt_gpu_forms {
     int forms;
-    dt_gpu_act by32, by256;
+    dt_gpu_act by32, by256, rest;
 } dt_gpu_forms;
 
 /* A row count that a kernel reads: of all rows of the step, or of those whose logits are wanted. */
@@ -105,7 +106,8 @@ typedef struct dt_gpu_embed {
 typedef struct dt_gpu_norm {
     const dt_gpu_step *d_step;
     float *x;                /* [rows][n] */
-    const float *delta;      /* [rows][n] added to x first, or NULL */
+    float *delta;            /* [rows][n] added to x first, or NULL */
+    const float *delta_rest; /* [rows][n] added to the delta before, or NULL */
     const float *delta_norm; /* [n]: the delta is normalised with it first, or NULL */
     const float *w;          /* [n] */
     float *h;                /* [rows][n] */
@@ -167,6 +169,7 @@ typedef struct dt_gpu_gate {
     const float *up;
     dt_gpu_forms out;
     int n, m_max;
+    bool gelu; /* else SiLU */
 } dt_gpu_gate;
 
 /* keys [n_heads][head_keys], values [n_heads][head_values]: all layers and KV heads. */
@@ -220,7 +223,7 @@ typedef struct dt_gpu_ops {
     /* Copies on the stream. The host's side must be pinned and is in use until the next wait. */
     dt_err (*copy_in)(dt_gpu_device *device, void *d_to, const void *from, size_t n_bytes);
     dt_err (*copy_out)(dt_gpu_device *device, void *to, const void *d_from, size_t n_bytes);
-    dt_err (*clear)(dt_gpu_device *device, void *d_memory, size_t n_bytes);
+    dt_err (*copy_within)(dt_gpu_device *device, void *d_to, const void *d_from, size_t n_bytes);
 
     /* Calls between begin and end are written down instead of done. */
     dt_err (*graph_begin)(dt_gpu_device *device);

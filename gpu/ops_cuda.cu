@@ -167,9 +167,9 @@ static dt_err copy_out(dt_gpu_device *device, void *to, const void *d_from, size
     return DT_OK;
 }
 
-static dt_err clear(dt_gpu_device *device, void *d_memory, size_t n_bytes) {
+static dt_err copy_within(dt_gpu_device *device, void *d_to, const void *d_from, size_t n_bytes) {
     TRY(cudaSetDevice(device->index));
-    TRY(cudaMemsetAsync(d_memory, 0, n_bytes, device->stream));
+    TRY(cudaMemcpyAsync(d_to, d_from, n_bytes, cudaMemcpyDeviceToDevice, device->stream));
     return DT_OK;
 }
 
@@ -350,7 +350,7 @@ static dt_err topk(dt_gpu_device *device, const dt_gpu_topk *args) {
 
 const dt_gpu_ops *dt_gpu_table(void) {
     static const dt_gpu_ops table = {TABLE_NAME, count_devices, describe, open_device, close_device,
-        alloc, release, alloc_pinned, release_pinned, copy_in, copy_out, clear, graph_begin,
+        alloc, release, alloc_pinned, release_pinned, copy_in, copy_out, copy_within, graph_begin,
         graph_end, graph_launch, graph_free, wait_device, embed, norm, matmul, rotate, attend, gate,
         kv_move, topk};
     return &table;

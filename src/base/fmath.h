@@ -76,7 +76,7 @@ DT_FMATH float dt_silu_f32(float x) {
 
 /* The tanh form of GELU, x (1 + tanh z) / 2 with z = sqrt(2 / pi) (x + 0.044715 x^3), as
  * x / (1 + e^-2z), which it equals and which keeps the precision of small results. */
-static inline float dt_gelu_f32(float x) {
+DT_FMATH float dt_gelu_f32(float x) {
     float t = x * __builtin_fmaf(x * x, -0.0713548163f, -1.59576912f);
     return x / (1.0f + dt_exp_f32(t));
 }

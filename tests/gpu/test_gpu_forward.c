@@ -242,6 +242,8 @@ int main(void) {
     check_model("tiny-llama.gguf", true);
     check_model("tiny-qwen2.gguf", true);
     check_model("tiny-qwen3.gguf", false);
+    check_model("tiny-gemma3.gguf", true);
+    check_model("tiny-iq4.gguf", false);
     check_model("tiny-draft.gguf", false);
     check_model("tiny-f16.gguf", false);
     dt_cpu_close(cpu);
