@@ -13,6 +13,8 @@ enum { DT_GPU_ANY = -1 };
 
 /* Whether this build has kernels for a GPU at all. */
 bool dt_gpu_built(void);
+/* And whether the driver shows one here, whatever it is good for. */
+bool dt_gpu_present(void);
 
 /* `index` DT_GPU_ANY: the device with the most free memory. DT_ERR_UNSUPPORTED: a build without
  * CUDA, or a device too old; DT_ERR_DEVICE: no driver, no device, or one that fails. */
@@ -31,8 +33,9 @@ dt_err dt_gpu_load(dt_gpu_weights **out, dt_gpu *gpu, const dt_model *model,
 void dt_gpu_unload(dt_gpu_weights *weights);
 
 /* A forward with room for n_rows KV rows. Its top-k is found on the device for every wanted row of
- * an eval, with the arguments that dt_forward.hint names. `logits` is NULL unless host_logits asks
- * for a copy of them on the host (checks do); features stay on the device. One thread at a time. */
+ * an eval, with the arguments that dt_forward.topk_hint names. `logits` is NULL unless host_logits
+ * asks for a copy of them on the host (checks do); features stay on the device. One thread at a
+ * time. */
 dt_err dt_gpu_forward_open(
     dt_forward **out, const dt_gpu_weights *weights, int n_rows, bool host_logits);
 

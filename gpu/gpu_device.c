@@ -4,7 +4,7 @@
 
 #include "gpu/gpu_device.h"
 #include "gpu/gpu_pack.h"
-#include "src/base/fmath.h"
+#include "models/rope.h"
 #include "src/base/mem.h"
 
 /* Packed bytes copied at a time. */
@@ -16,6 +16,11 @@ enum { N_VOCAB_MAX = DT_GPU_SCAN_BLOCKS * 128 };
 
 bool dt_gpu_built(void) {
     return dt_gpu_table() != NULL;
+}
+
+bool dt_gpu_present(void) {
+    int n_devices = 0;
+    return dt_gpu_table() && dt_gpu_table()->count(&n_devices) == DT_OK;
 }
 
 /* The device with the most free memory. */
@@ -253,20 +258,15 @@ static dt_err check_model(const dt_model *model, dt_gpu_weights *w) {
     return DT_OK;
 }
 
-/* As on the CPU: base^(-2i / n_rot), times the linear scale, divided by the file's factors; then
- * those of local layers that have a base of their own. */
 static dt_err make_frequencies(dt_gpu_weights *w) {
     const dt_config *c = &w->model->config;
     int n = c->n_rot / 2;
     w->n_turns = c->local_rope ? 2 : 1;
     DT_TRY(dt_mem_alloc(&w->inverse_freq, (size_t)(w->n_turns * n) * sizeof *w->inverse_freq));
-    const float *factors = w->model->rope_freqs ? w->model->rope_freqs->data : NULL;
-    for (int i = 0; i < n; i++) {
-        double f = dt_pow_f64(c->rope_base, -2.0 * i / c->n_rot) * c->rope_scale;
-        w->inverse_freq[i] = factors ? f / (double)factors[i] : f;
-        if (c->local_rope)
-            w->inverse_freq[n + i] = dt_pow_f64(c->rope_base_local, -2.0 * i / c->n_rot);
-    }
+    dt_rope_frequencies(
+        w->inverse_freq, c, w->model->rope_freqs ? w->model->rope_freqs->data : NULL);
+    if (c->local_rope)
+        dt_rope_frequencies_local(w->inverse_freq + n, c);
     return DT_OK;
 }
 

@@ -411,8 +411,9 @@ static void write_record(gpu_forward *f, bucket b, int n_rows, const int32_t *ro
             int turn = i / (c->n_rot / 2), pair = i % (c->n_rot / 2);
             float *out = cos_sin + (size_t)(turn * b.m + r) * n_rot + 2 * pair;
             dt_sincos_f64(&sine, &cosine, position * f->w->inverse_freq[i]);
-            out[0] = (float)cosine;
-            out[1] = (float)sine;
+            double gain = turn == 0 ? c->rope_gain : 1.0;
+            out[0] = (float)(cosine * gain);
+            out[1] = (float)(sine * gain);
         }
         dt_rows_ancestors(ancestors + (size_t)r * (size_t)b.depth, &f->base.rows, rows[r]);
     }
@@ -459,7 +460,7 @@ static dt_err run_round(gpu_forward *f, const dt_batch *batch) {
             step->out_rows[step->n_out++] = i;
     }
     write_record(f, b, batch->n_rows, rows);
-    write_topk(f, f->base.hint);
+    write_topk(f, f->base.topk_hint);
     dt_gpu_graph *graph = NULL;
     DT_TRY(graph_for(&graph, f, b));
     DT_TRY(f->ops->graph_launch(f->device, graph));
@@ -603,7 +604,12 @@ static void gpu_close(dt_forward *forward) {
     dt_mem_free(f);
 }
 
-static const dt_forward_ops gpu_ops = {gpu_eval, gpu_topk, gpu_move, gpu_close};
+static const dt_forward_ops gpu_ops = {
+    .eval = gpu_eval,
+    .topk = gpu_topk,
+    .move = gpu_move,
+    .close = gpu_close,
+};
 
 static dt_err take_memory(gpu_forward *f, int n_rows, bool host_logits) {
     const dt_config *c = &f->w->model->config;
@@ -618,6 +624,7 @@ static dt_err take_memory(gpu_forward *f, int n_rows, bool host_logits) {
     f->twice = c->gate == DT_GATE_GELU;
     f->k_max = DT_MAX(c->n_ff, DT_MAX(c->n_embd, c->n_head * c->head_dim));
     size_t keys_bytes = dt_round_up(n_heads * f->head_keys * sizeof *f->d_keys, DT_GPU_ALIGN);
+    f->base.kv_token_bytes = 2 * n_heads * (size_t)c->head_dim * sizeof *f->d_keys;
     f->base.kv_bytes = keys_bytes + n_heads * f->head_values * sizeof *f->d_values;
     DT_TRY(ops->alloc(&f->d_kv, f->device, f->base.kv_bytes));
     f->d_keys = f->d_kv;
@@ -625,6 +632,7 @@ static dt_err take_memory(gpu_forward *f, int n_rows, bool host_logits) {
     arena a = {0};
     lay_out(&a, f);
     DT_TRY(ops->alloc(&f->d_work, f->device, a.n_bytes));
+    f->base.work_bytes = a.n_bytes;
     a = (arena){f->d_work, 0};
     lay_out(&a, f);
     DT_TRY(ops->alloc_pinned(
@@ -650,6 +658,7 @@ dt_err dt_gpu_forward_open(
     f->base.ops = &gpu_ops;
     f->base.model = weights->model;
     f->base.device = f->ops->name;
+    f->base.apart = true;
     f->base.numerics = weights->numerics;
     dt_err err = take_memory(f, n_rows, host_logits);
     if (err != DT_OK) {

@@ -39,13 +39,14 @@ struct dt_forward {
     const dt_forward_ops *ops;
     const dt_model *model; /* not owned */
     const char *device;    /* "cpu", "cuda" */
+    bool apart;            /* the device works beside the CPU's threads; its calls may hang */
     const char *numerics;  /* numerics id (doc/numerics.md), owned by the device's weights */
     dt_rows rows;
     int32_t batch_row0; /* KV row of the latest batch's first row */
     /* What topk will be asked with after each eval, for a row's own next position; NULL: unknown. A
      * device that has it finds the candidates in the eval itself. Set by the owner of the forward;
      * `position` is not read. */
-    const dt_topk_args *hint;
+    const dt_topk_args *topk_hint;
     /* [n_rows][n_vocab] of the latest eval; rows not wanted are undefined. NULL where they stay on
      * the device; so may the features. */
     const float *logits;

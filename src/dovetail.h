@@ -27,6 +27,11 @@ typedef struct dt_engine_options {
     int n_threads;      /* 0: one per physical core, within a control group's quota */
     const char *isa;    /* NULL or "auto", "c", "avx2", "avxvnni", "avx512" */
     const char *matmul; /* NULL or "auto", "fused", "openblas", "float" */
+    /* Where the draft model runs: NULL or "auto" (a GPU where there is one), "cpu", "cuda". What a
+     * GPU cannot do falls back to the CPU: dt_engine_draft_notice. */
+    const char *draft_device;
+    int gpu;                 /* index of the GPU; negative: the one with the most free memory */
+    int64_t gpu_patience_ns; /* how long a call of its driver may take; 0: 30 s */
     /* Called while loading, from the calling thread; may be NULL. `what` is "target" or "draft". */
     void (*progress)(void *arg, const char *what, size_t done, size_t total);
     void *arg;
@@ -35,7 +40,9 @@ typedef struct dt_engine_options {
 /* Loads the models. A draft whose vocabulary does not fit is DT_ERR_INPUT. The engine is immutable
  * afterwards; it must outlive its sessions. Strings are copied. */
 dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options);
-void dt_engine_close(dt_engine *engine);
+/* False: a call of the GPU's driver hangs, and its thread was left to itself, with the draft's
+ * memory. exit() might hang too; _exit() does not. */
+bool dt_engine_close(dt_engine *engine);
 const dt_model *dt_engine_target(const dt_engine *engine);
 const dt_model *dt_engine_draft(const dt_engine *engine); /* NULL without one */
 const dt_vocab *dt_engine_vocab(const dt_engine *engine); /* the target's */
@@ -48,6 +55,9 @@ bool dt_engine_isa_runs(const char *isa);
 const char *dt_engine_isa_name(int i);
 /* Empty, or one line why exactness is not promised on this machine. */
 const char *dt_engine_disclaimer(const dt_engine *engine);
+/* Empty, or one line why the draft does not run on the GPU that was asked for or found; also after
+ * opening a session. */
+const char *dt_engine_draft_notice(const dt_engine *engine);
 
 /* ---- session: one timeline ----------------------------------------------------------------- */
 
@@ -175,7 +185,7 @@ typedef struct dt_stats {
     double prefill_seconds, decode_seconds, verify_seconds, sample_seconds, wait_seconds,
         draft_seconds;
     const char *draft_source; /* "model", "ngram", "model+ngram", "none", or the own draft's name */
-    const char *draft_device; /* "cpu", "cuda", "none" */
+    const char *draft_device; /* that served the trees: "cpu", "cuda", "none" */
     const char *draft_state;  /* "on", "off" (does not pay), "dead" (failed), "none" */
     const char *numerics;     /* numerics id */
     uint64_t seed;

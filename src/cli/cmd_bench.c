@@ -93,7 +93,7 @@ static int run_isa(bench *b, const cli_opts *opts) {
     b->opts = opts;
     bench_describe_models(b);
     code = opts->curve.n > 0 ? bench_curve(b) : opts->prompts ? bench_prompts(b) : bench_speed(b);
-    dt_engine_close(b->engine);
+    cli_engine_close(b->engine);
     return code;
 }
 

@@ -608,7 +608,7 @@ static void close_chat(chat *c) {
     line_close(c->lines);
     talk_close(&c->talk);
     dt_session_close(c->session);
-    dt_engine_close(c->engine);
+    cli_engine_close(c->engine);
     json_decref(c->notices);
 }
 
@@ -623,6 +623,8 @@ int cmd_chat(const cli_opts *opts) {
                 (long long)c.n_ctx);
         if (dt_engine_disclaimer(c.engine)[0])
             note("%s", dt_engine_disclaimer(c.engine));
+        if (dt_engine_draft_notice(c.engine)[0])
+            note("%s", dt_engine_draft_notice(c.engine));
         code = converse(&c);
     }
     close_chat(&c);

@@ -194,7 +194,7 @@ static int describe_model(json_t *out, const cli_opts *opts) {
     cli_session_options(&options, opts);
     options.draft = DT_DRAFT_NONE;
     if (dt_session_open(&session, engine, &options) != DT_OK) {
-        dt_engine_close(engine);
+        cli_engine_close(engine);
         return cli_fail_err();
     }
     dt_session_stats(session, &stats);
@@ -219,7 +219,7 @@ static int describe_model(json_t *out, const cli_opts *opts) {
         json_object_set_new(object, "disclaimer", json_string(dt_engine_disclaimer(engine)));
     json_object_set_new(out, "model", object);
     dt_session_close(session);
-    dt_engine_close(engine);
+    cli_engine_close(engine);
     return CLI_OK;
 }
 

@@ -125,7 +125,7 @@ int cmd_perplexity(const cli_opts *opts) {
     code = cli_engine_open(&engine, opts);
     if (code == CLI_OK)
         code = measure(opts, engine, &text);
-    dt_engine_close(engine);
+    cli_engine_close(engine);
     free(text.data);
     return code;
 }

@@ -123,7 +123,7 @@ static int open_run(run *r, const cli_opts *opts) {
 static void close_run(run *r) {
     dt_chat_close(r->chat);
     free(r->biases);
-    dt_engine_close(r->engine);
+    cli_engine_close(r->engine);
     free(r->text.data);
     json_decref(r->notices);
 }
@@ -188,6 +188,8 @@ static int answer(dt_stop *stop_out, dt_stats *stats_out, json_t **tokens_out, r
         dt_session_stats(session, stats_out);
         if (dt_engine_disclaimer(r->engine)[0])
             on_notice(r, dt_engine_disclaimer(r->engine));
+        if (dt_engine_draft_notice(r->engine)[0])
+            on_notice(r, dt_engine_draft_notice(r->engine));
         if (tokens_out) {
             *tokens_out = json_array();
             const int32_t *all = dt_session_tokens(session);

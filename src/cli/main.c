@@ -57,6 +57,6 @@ int main(int argc, char **argv) {
             code = COMMANDS[opts.command](&opts);
     }
     if (code == CLI_OK && (fflush(stdout) != 0 || ferror(stdout)))
-        return cli_fail(CLI_FAILED, "cannot write to standard output");
-    return code;
+        return cli_leave(cli_fail(CLI_FAILED, "cannot write to standard output"));
+    return cli_leave(code);
 }

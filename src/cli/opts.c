@@ -117,6 +117,11 @@ static const opt OPTIONS[] = {
     {IN_TALK | IN_BENCH, {"--draft"}, OPT_CHOICE, FIELD(draft_kind), 0, 0, "auto|model|ngram|none",
         "where proposals come from: the draft model, repetitions in the text itself, or nowhere "
         "(auto: model and repetitions together if a model is given, else ngram; in bench none)"},
+    {IN_TALK | IN_BENCH, {"--draft-device"}, OPT_WORD, FIELD(draft_device), 0, 0, "auto|cpu|cuda",
+        "where the draft model runs (default auto: on a GPU where this build and this machine have "
+        "one, else on the CPU)"},
+    {IN_TALK | IN_BENCH, {"--gpu"}, OPT_INT, FIELD(gpu), 0, 255, "INDEX",
+        "which GPU (default: the one with the most free memory)"},
     {IN_RUN | IN_TOKENIZE, {"-p", "--prompt"}, OPT_TEXT, FIELD(prompt), 0, 0, "TEXT", "the prompt"},
     {IN_RUN | IN_BENCH | IN_TOKENIZE | IN_PERPLEXITY, {"-f", "--file"}, OPT_PATH, FIELD(file), 0, 0,
         "FILE", "file with the text; - is standard input"},
@@ -497,6 +502,7 @@ static void set_defaults(cli_opts *opts) {
     *opts = (cli_opts){
         .n_max = -1,
         .n_ctx = -1,
+        .gpu = -1,
         .seed = -1,
         .temperature = (double)sampling.temperature,
         .top_k = sampling.top_k,
@@ -790,6 +796,8 @@ int cli_engine_open(dt_engine **out, const cli_opts *opts) {
         .n_threads = (int)opts->n_threads,
         .isa = opts->isa,
         .matmul = opts->matmul,
+        .draft_device = opts->draft_device,
+        .gpu = (int)opts->gpu,
         .progress = load_progress,
     };
     struct sigaction interrupt = {.sa_handler = on_load_interrupt}, before;
@@ -798,6 +806,20 @@ int cli_engine_open(dt_engine **out, const cli_opts *opts) {
     sigaction(SIGINT, &before, NULL);
     cli_progress_end();
     return err == DT_OK ? CLI_OK : cli_fail_err();
+}
+
+static bool driver_hangs;
+
+void cli_engine_close(dt_engine *engine) {
+    if (!dt_engine_close(engine))
+        driver_hangs = true;
+}
+
+int cli_leave(int code) {
+    if (!driver_hangs)
+        return code;
+    fflush(NULL);
+    _exit(code); /* a driver that hangs would hold up its own clean-up too */
 }
 
 void cli_session_options(dt_session_options *out, const cli_opts *opts) {

@@ -49,6 +49,8 @@ typedef struct cli_opts {
     /* the models and the machine */
     const char *target, *draft;
     int draft_kind; /* dt_draft_kind */
+    const char *draft_device;
+    int64_t gpu; /* -1: none given */
     int64_t n_threads;
     const char *isa, *matmul;
     /* the prompt */
@@ -160,6 +162,10 @@ int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, c
 /* The library's options from those of the command line. Progress goes to stderr if it is a
  * terminal. */
 int cli_engine_open(dt_engine **out, const cli_opts *opts);
+/* NULL is fine. */
+void cli_engine_close(dt_engine *engine);
+/* Ends the program: at once where a driver hangs. */
+int cli_leave(int code);
 void cli_session_options(dt_session_options *out, const cli_opts *opts);
 /* What session.n_ctx will be for this model: -c, or the library's default. */
 int64_t cli_n_ctx(const cli_opts *opts, const dt_model *model);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "src/base/mem.h"
+#include "src/spec/patient.h"
 
 enum {
     N_SNAPSHOTS = 4,
@@ -28,6 +29,8 @@ struct dt_link {
                            `message`; loaded (acquire) by verify */
     _Atomic int idle; /* stored by the draft thread around its sleep, loaded by verify: advice only,
                          so relaxed */
+    _Atomic int64_t busy_since_ns; /* stored by the draft thread around calls of the source, 0:
+                                      between them; loaded by verify. Relaxed: a time alone */
     char message[256];
     dt_draft *draft;
     pthread_t thread;
@@ -40,6 +43,7 @@ struct dt_link {
     bool setting_due;    /* the draft was not told yet */
     dt_verdict verdict;  /* goes with the next final record */
     bool stopped;
+    bool stuck; /* the thread did not end */
 
     /* The draft thread's. */
     uint64_t *hashes; /* [n_ctx + 1], of each prefix */
@@ -107,6 +111,7 @@ static dt_err publish(dt_link *link) {
     out->n_nodes = 0;
     out->mode = -1;
     out->plain_ms = 0.0f;
+    out->complete = link->complete;
     DT_TRY(link->draft->ops->snapshot(link->draft, out));
     out->draft_ns = link->work_ns + (dt_time_ns() - start);
     link->work_ns = 0;
@@ -114,6 +119,10 @@ static dt_err publish(dt_link *link) {
     link->published = true;
     dt_bell_ring(&link->verify_bell);
     return DT_OK;
+}
+
+static void busy(dt_link *link, int64_t since_ns) {
+    atomic_store_explicit(&link->busy_since_ns, since_ns, memory_order_relaxed);
 }
 
 static dt_err serve(dt_link *link) {
@@ -126,6 +135,7 @@ static dt_err serve(dt_link *link) {
         if (atomic_load_explicit(&link->quit, memory_order_acquire))
             return DT_OK;
         int64_t start = dt_time_ns();
+        busy(link, start);
         read_settings(link);
         int n = read_records(link);
         if (n > 0) {
@@ -145,6 +155,7 @@ static dt_err serve(dt_link *link) {
         if (!idle && !link->published && (link->complete || !draft->serial))
             DT_TRY(publish(link));
         if (idle || link->complete) {
+            busy(link, 0);
             atomic_store_explicit(&link->idle, 1, memory_order_relaxed);
             dt_bell_wait(&link->draft_bell, seen, INT64_MAX);
             atomic_store_explicit(&link->idle, 0, memory_order_relaxed);
@@ -226,15 +237,21 @@ void dt_link_stop(dt_link *link) {
     /* Pairs with the load in serve(). */
     atomic_store_explicit(&link->quit, 1, memory_order_release);
     dt_bell_ring(&link->draft_bell);
-    pthread_join(link->thread, NULL);
+    if (link->draft->patience_ns == 0)
+        pthread_join(link->thread, NULL);
+    else
+        link->stuck = !dt_join_patiently(link->thread, DT_PATIENCE_END_NS);
 }
 
-void dt_link_close(dt_link *link) {
+bool dt_link_close(dt_link *link) {
     if (!link)
-        return;
+        return true;
     dt_link_stop(link);
+    if (link->stuck)
+        return false;
     dt_draft_close(link->draft);
     free_link(link);
+    return true;
 }
 
 void dt_link_cut(dt_link *link, int64_t n) {
@@ -311,9 +328,19 @@ bool dt_link_take(dt_snapshot *out, dt_link *link, int64_t prefix_len, uint64_t 
     return found;
 }
 
-bool dt_link_dead(const dt_link *link) {
+static bool ended_by_itself(const dt_link *link) {
     /* Pairs with the store in ended(). */
     return atomic_load_explicit(&link->status, memory_order_acquire) == LINK_DEAD;
+}
+
+static bool is_stuck(const dt_link *link) {
+    int64_t since = atomic_load_explicit(&link->busy_since_ns, memory_order_relaxed);
+    int64_t patience = link->draft->patience_ns;
+    return patience > 0 && since > 0 && dt_time_ns() - since > patience;
+}
+
+bool dt_link_dead(const dt_link *link) {
+    return ended_by_itself(link) || is_stuck(link);
 }
 
 bool dt_link_idle(const dt_link *link) {
@@ -321,7 +348,7 @@ bool dt_link_idle(const dt_link *link) {
 }
 
 const char *dt_link_message(const dt_link *link) {
-    return link->message;
+    return ended_by_itself(link) ? link->message : "the GPU does not answer";
 }
 
 dt_bell *dt_link_bell(dt_link *link) {

@@ -29,6 +29,7 @@ typedef struct dt_snapshot {
     int32_t mode;         /* dt_plan_mode of a source that plans, else -1 */
     float plain_ms;       /* what such a source believes a plain step takes; 0: not known */
     int32_t n_nodes;      /* 1 .. DT_TREE_MAX */
+    bool complete;        /* the source has nothing to add for now */
     dt_tree_node nodes[DT_TREE_MAX];
 } dt_snapshot;
 
@@ -86,6 +87,8 @@ struct dt_draft {
     /* Works on the cores that verify: grows to the end after a verdict, publishes once and sleeps.
      * Otherwise it publishes after every round and goes on growing. */
     bool serial;
+    /* How long a call may take before its thread is taken for stuck in a driver; 0: for ever. */
+    int64_t patience_ns;
 };
 
 static inline void dt_draft_close(dt_draft *draft) {
@@ -102,7 +105,8 @@ typedef struct dt_draft_model_options {
     int32_t n_allowed;
     int32_t n_low; /* propose ids below and those of the timeline only; 0: all */
     dt_sampling sampling;
-    bool noise; /* share the target's noise at temperature > 0 */
+    bool noise;          /* share the target's noise at temperature > 0 */
+    int64_t patience_ns; /* where the forward runs on a GPU; 0: as designed */
     struct dt_plan *plan;
     int64_t (*now_ns)(void);
 } dt_draft_model_options;
@@ -142,10 +146,11 @@ typedef struct dt_link dt_link;
  * design asks for. Takes ownership of the source on success. */
 dt_err dt_link_open(
     dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots, uint32_t n_records);
-/* Ends the thread; the source stays, with what it knows. NULL is fine. */
+/* Ends the thread; the source stays, with what it knows. A thread that is stuck in a driver is left
+ * to itself after two seconds, with all that it uses. NULL is fine. */
 void dt_link_stop(dt_link *link);
-/* The same, and closes the source. */
-void dt_link_close(dt_link *link);
+/* The same, and closes the source. False: the thread is stuck, and nothing was closed. */
+bool dt_link_close(dt_link *link);
 
 /* The rest is for the verify thread alone. */
 
@@ -165,7 +170,7 @@ void dt_link_set_sampling(dt_link *link, const dt_sampling *sampling);
 /* Empties ring A; whether one fits, the newest, if any, in *out (else untouched). */
 bool dt_link_take(dt_snapshot *out, dt_link *link, int64_t prefix_len, uint64_t prefix_hash);
 
-/* The draft thread has ended; dt_link_message then says why. */
+/* The draft thread has ended, or is stuck; dt_link_message then says why. */
 bool dt_link_dead(const dt_link *link);
 const char *dt_link_message(const dt_link *link);
 

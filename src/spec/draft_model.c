@@ -9,6 +9,7 @@
 
 #include "src/base/mem.h"
 #include "src/spec/draft.h"
+#include "src/spec/patient.h"
 #include "src/spec/plan.h"
 
 enum {
@@ -347,6 +348,7 @@ int64_t dt_draft_model_behind(const dt_draft *draft) {
 
 static void close_model(dt_draft *draft) {
     model_draft *self = (model_draft *)draft;
+    self->forward->topk_hint = NULL;
     dt_tree_deinit(&self->tree);
     dt_mem_free(self->tokens);
     dt_mem_free(self->row);
@@ -377,8 +379,12 @@ dt_err dt_draft_model_open(
     *out = NULL;
     model_draft *self = NULL;
     DT_TRY(dt_mem_alloc(&self, sizeof *self));
-    self->base =
-        (dt_draft){.ops = &model_ops, .name = "model", .device = forward->device, .serial = true};
+    int64_t patience_ns = options->patience_ns ? options->patience_ns : DT_PATIENCE_NS;
+    self->base = (dt_draft){.ops = &model_ops,
+        .name = "model",
+        .device = forward->device,
+        .serial = !forward->apart,
+        .patience_ns = forward->apart ? patience_ns : 0};
     self->forward = forward;
     self->options = *options;
     self->args = (dt_topk_args){
@@ -395,6 +401,7 @@ dt_err dt_draft_model_open(
         close_model(&self->base);
         return err;
     }
+    forward->topk_hint = &self->args;
     *out = &self->base;
     return DT_OK;
 }

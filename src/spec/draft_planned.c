@@ -172,6 +172,10 @@ dt_err dt_draft_planned_open(dt_draft **out, const dt_draft_planned_options *opt
         close_planned(&self->base);
         return err;
     }
+    if (self->model) {
+        self->base.serial = self->model->serial;
+        self->base.patience_ns = self->model->patience_ns;
+    }
     *out = &self->base;
     return DT_OK;
 }

@@ -5,13 +5,17 @@
 #include "gpu/gpu.h"
 #include "src/base/limits.h"
 #include "src/base/mem.h"
+#include "src/spec/place.h"
 #include "src/spec/session.h"
 
 struct dt_engine {
     dt_topo *topo;
     dt_cpu *cpu;
     dt_model *target, *draft;
-    dt_cpu_weights *target_weights, *draft_weights;
+    dt_cpu_weights *target_weights;
+    dt_place *draft_place;
+    int64_t patience_ns;
+    bool stuck; /* a thread was left in a call that hangs */
     int32_t n_common;
 };
 
@@ -60,6 +64,22 @@ static dt_err load(dt_cpu_weights **out, dt_engine *engine, const dt_model *mode
     return err == DT_OK ? DT_OK : dt_err_prefix(err, "%s", what);
 }
 
+static dt_err place_draft(dt_engine *engine, const dt_engine_options *o) {
+    load_report report = {o, "draft"};
+    engine->patience_ns = o->gpu_patience_ns;
+    dt_err err =
+        dt_place_open(&engine->draft_place, &(dt_place_options){
+                                                .cpu = engine->cpu,
+                                                .model = engine->draft,
+                                                .device = o->draft_device,
+                                                .gpu = o->gpu,
+                                                .patience_ns = o->gpu_patience_ns,
+                                                .progress = o->progress ? report_load : NULL,
+                                                .arg = &report,
+                                            });
+    return err == DT_OK ? DT_OK : dt_err_prefix(err, "draft");
+}
+
 static dt_err open_all(dt_engine *engine, const dt_engine_options *o) {
     dt_matmul_way way = DT_MATMUL_AUTO;
     DT_TRY(parse_matmul(&way, o->matmul));
@@ -76,9 +96,7 @@ static dt_err open_all(dt_engine *engine, const dt_engine_options *o) {
     DT_TRY(dt_topo_open(&engine->topo, NULL));
     DT_TRY(dt_cpu_open(&engine->cpu, engine->topo, o->n_threads, o->isa));
     DT_TRY(load(&engine->target_weights, engine, engine->target, way, o, "target"));
-    if (engine->draft)
-        DT_TRY(load(&engine->draft_weights, engine, engine->draft, DT_MATMUL_FUSED, o, "draft"));
-    return DT_OK;
+    return engine->draft ? place_draft(engine, o) : DT_OK;
 }
 
 dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options) {
@@ -94,22 +112,24 @@ dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options) {
     return DT_OK;
 }
 
-void dt_engine_close(dt_engine *engine) {
+bool dt_engine_close(dt_engine *engine) {
     if (!engine)
-        return;
-    if (engine->draft_weights)
-        dt_cpu_unload(engine->draft_weights);
+        return true;
+    if (engine->stuck)
+        dt_place_abandon(engine->draft_place);
+    bool stuck = !dt_place_close(engine->draft_place);
     if (engine->target_weights)
         dt_cpu_unload(engine->target_weights);
     if (engine->cpu)
         dt_cpu_close(engine->cpu);
     if (engine->topo)
         dt_topo_close(engine->topo);
-    if (engine->draft)
+    if (!stuck) /* else the thread that hangs may come back to it */
         dt_model_close(engine->draft);
     if (engine->target)
         dt_model_close(engine->target);
     dt_mem_free(engine);
+    return !stuck;
 }
 
 const dt_model *dt_engine_target(const dt_engine *engine) {
@@ -134,6 +154,10 @@ int dt_engine_n_threads(const dt_engine *engine) {
 
 const char *dt_engine_disclaimer(const dt_engine *engine) {
     return dt_cpu_disclaimer(engine->target_weights);
+}
+
+const char *dt_engine_draft_notice(const dt_engine *engine) {
+    return engine->draft_place ? dt_place_notice(engine->draft_place) : "";
 }
 
 /* ---- sessions over it ---- */
@@ -206,7 +230,7 @@ static dt_err open_forwards(
     DT_TRY(dt_cpu_forward_open(&parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX));
     if (!wants_model_draft(engine, o))
         return DT_OK;
-    DT_TRY(dt_cpu_forward_open(&parts->draft, engine->draft_weights, o->n_ctx + DRAFT_ROWS_SPARE));
+    DT_TRY(dt_place_forward(&parts->draft, engine->draft_place, o->n_ctx + DRAFT_ROWS_SPARE));
     return limit_head(parts, engine->draft->vocab, engine->draft->config.n_vocab);
 }
 
@@ -224,12 +248,14 @@ dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_opt
     dt_session_parts parts = {
         .n_common = engine->n_common,
         .speech = {vocab, decode, ends, longest_token(vocab)},
+        .stuck = &engine->stuck,
+        .patience_ns = engine->patience_ns,
     };
     dt_err err = open_forwards(&parts, engine, &o);
     if (err == DT_OK)
         err = dt_session_open_with(out, &parts, &o);
     if (err != DT_OK) {
-        dt_forward_close(parts.draft);
+        engine->stuck |= !dt_place_forward_close(parts.draft);
         dt_forward_close(parts.target);
     }
     return err;
@@ -280,12 +306,7 @@ void dt_session_memory(dt_memory *out, const dt_session *session, const dt_engin
 }
 
 void dt_gpu_report(char *out, size_t n_bytes) {
-    dt_gpu *gpu = NULL;
-    if (dt_gpu_open(&gpu, DT_GPU_ANY) == DT_OK)
-        snprintf(out, n_bytes, "%s", dt_gpu_describe(gpu));
-    else
-        snprintf(out, n_bytes, "none: %s", dt_err_message());
-    dt_gpu_close(gpu);
+    dt_place_describe_gpu(out, n_bytes);
 }
 
 dt_err dt_openblas_check(char *id, size_t n_id, char *fault, size_t n_fault) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "src/base/mem.h"
+#include "src/spec/place.h"
 #include "src/spec/plan.h"
 
 enum {
@@ -75,6 +76,7 @@ static dt_err open_source(dt_draft **out, dt_session *s) {
                                                   .n_allowed = n_allowed,
                                                   .n_low = s->parts.n_low,
                                                   .sampling = o->sampling,
+                                                  .patience_ns = s->parts.patience_ns,
                                                   .noise = !o->independent_noise,
                                                   .now_ns = s->parts.now_ns,
                                               },
@@ -142,8 +144,9 @@ dt_err dt_session_open_with(
 void dt_session_close(dt_session *s) {
     if (!s)
         return;
-    dt_link_close(s->link); /* before the forward that its thread uses */
-    dt_forward_close(s->parts.draft);
+    /* The link before the forward that its thread uses. */
+    if ((!dt_link_close(s->link) || !dt_place_forward_close(s->parts.draft)) && s->parts.stuck)
+        *s->parts.stuck = true;
     dt_forward_close(s->parts.target);
     free_session(s);
 }

@@ -27,6 +27,9 @@ typedef struct dt_session_parts {
     int32_t n_common;   /* ids below may be proposed by the draft model */
     int32_t n_low;      /* it proposes ids below and those of the text only; 0: all */
     dt_speech speech;
+    /* Set when a thread of the session had to be left to itself; may be NULL. */
+    bool *stuck;
+    int64_t patience_ns; /* of a GPU's call; 0: as designed */
     /* For tests; 0: as designed. */
     uint32_t n_snapshots, n_records; /* slots of the rings */
     int64_t wait_first_ns;           /* how long verify waits for the first tree */

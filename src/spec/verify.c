@@ -48,6 +48,13 @@ static int64_t patience_ns(dt_session *s, const dt_turn *turn) {
                                       : (int64_t)ns;
 }
 
+/* How long a tree that still grows is waited for: a quarter of what a pass takes. */
+static int64_t growth_ns(const dt_session *s) {
+    if (s->stats.n_steps == 0)
+        return 0;
+    return (int64_t)(s->stats.verify_seconds * 0.25e9 / (double)s->stats.n_steps);
+}
+
 /* Waits for a snapshot of the present timeline, in s->snapshot. */
 static bool wait_snapshot(dt_session *s, const dt_turn *turn) {
     int64_t n = s->n_tokens;
@@ -60,9 +67,12 @@ static bool wait_snapshot(dt_session *s, const dt_turn *turn) {
     for (;;) {
         uint32_t seen = dt_bell_count(dt_link_bell(s->link));
         dt_link_send(s->link, s->tokens, n); /* what ring B had no room for before */
-        found = dt_link_take(&s->snapshot, s->link, n, hash);
-        if (found || dt_link_dead(s->link))
+        bool first = !found;
+        found |= dt_link_take(&s->snapshot, s->link, n, hash);
+        if ((found && s->snapshot.complete) || dt_link_dead(s->link))
             break;
+        if (found && first) /* a draft on a device of its own publishes while it grows */
+            deadline = DT_MIN(deadline, dt_time_ns() + growth_ns(s));
         if (!dt_bell_wait(dt_link_bell(s->link), seen, deadline))
             break;
     }

@@ -72,7 +72,7 @@ static dt_err bench(const dt_gpu *gpu, dt_forward *f, int depth) {
     printf("{\"device\": \"%s\", \"copy_gb_per_second\": %.1f, \"weights_mb\": %.1f}\n",
         dt_gpu_describe(gpu), copy * 1e-9, bytes * 1e-6);
     dt_topk_args args = {.k = 2, .n_allowed = f->model->config.n_vocab, .tau = 1.0f};
-    f->hint = &args;
+    f->topk_hint = &args;
     int32_t *prompt = NULL;
     int last = 0;
     DT_TRY(dt_mem_alloc(&prompt, (size_t)depth * sizeof *prompt));

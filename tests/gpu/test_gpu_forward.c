@@ -109,7 +109,7 @@ static void check_chain(const pair *p, const int32_t *tokens, int step, int way)
     dt_forward *both[2] = {p->a, p->b};
     dt_forward_truncate(p->a, 0);
     dt_forward_truncate(p->b, 0);
-    p->b->hint = way < 5 ? &args : NULL;
+    p->b->topk_hint = way < 5 ? &args : NULL;
     char what[64];
     snprintf(what, sizeof what, "batches of %d, way %d", step, way);
     for (int first = 0; first < N_TOKENS; first += step) {
@@ -135,7 +135,7 @@ static void check_chain(const pair *p, const int32_t *tokens, int step, int way)
         for (int j = 0; j < 2; j++)
             CHECK_OK(dt_forward_keep(both[j], path, m, NULL, 0));
     }
-    p->b->hint = NULL;
+    p->b->topk_hint = NULL;
 }
 
 /* Random trees below a committed prefix, some branches committed and others kept. */
@@ -243,6 +243,8 @@ int main(void) {
     check_model("tiny-qwen2.gguf", true);
     check_model("tiny-qwen3.gguf", false);
     check_model("tiny-gemma3.gguf", true);
+    check_model("tiny-mistral.gguf", false);
+    check_model("tiny-phi3.gguf", false);
     check_model("tiny-iq4.gguf", false);
     check_model("tiny-draft.gguf", false);
     check_model("tiny-f16.gguf", false);
