@@ -35,6 +35,8 @@ typedef void (*dt_attn_range_fn)(const struct dt_attn_range *range);
 typedef struct dt_kernels {
     const char *isa;
     dt_matmul_fn matmul[DT_TYPE_COUNT]; /* NULL for ids that are no weight type */
+    /* For DT_MANY_ROWS and more, where that is another kernel; else NULL. */
+    dt_matmul_fn matmul_many[DT_TYPE_COUNT];
     dt_quantise_fn quantise;
     dt_attn_range_fn attn_range;
     /* out[head_dim] = the n_ranges parts of one query combined, at part + i * range_stride. */
@@ -57,19 +59,30 @@ typedef struct dt_kernels {
     void (*to_f16)(uint16_t *out, const float *x, int n);
 } dt_kernels;
 
+/* From how many rows on a kernel for many rows pays: a guess from operation counts, AMX unmeasured.
+ */
+enum { DT_MANY_ROWS = 9 };
+
+static inline dt_matmul_fn dt_kernels_matmul(const dt_kernels *table, dt_type type, int n_rows) {
+    dt_matmul_fn many = table->matmul_many[type];
+    return many && n_rows >= DT_MANY_ROWS ? many : table->matmul[type];
+}
+
 /* Instruction sets, in ascending order of preference. */
 typedef enum dt_isa {
     DT_ISA_C,
     DT_ISA_AVX2,    /* AVX2, FMA, F16C */
     DT_ISA_AVXVNNI, /* and VNNI on 256 bits: AVX-VNNI, or what DT_ISA_AVX512 has */
     DT_ISA_AVX512,  /* AVX-512 F, BW, VL, DQ and VNNI */
+    DT_ISA_AMX,     /* and AMX int8 */
     DT_ISA_COUNT,
 } dt_isa;
 
-/* "c", "avx2", "avxvnni", "avx512" and back (DT_ERR_INPUT lists the names). */
+/* "c", "avx2", "avxvnni", "avx512", "amx" and back (DT_ERR_INPUT lists the names). */
 const char *dt_isa_name(dt_isa isa);
 dt_err dt_isa_parse(dt_isa *out, const char *name);
-/* Whether this CPU and operating system run it; the best that they run. */
+/* Whether this CPU and operating system run it; the best that they run. Asks Linux for the use of
+ * AMX tiles, which holds for threads started afterwards: called before the team is. */
 bool dt_isa_runs(dt_isa isa);
 dt_isa dt_isa_best(void);
 
@@ -82,5 +95,8 @@ void dt_kernels_avx2(dt_kernels *table);
 void dt_kernels_avxvnni(dt_kernels *table);
 void dt_kernels_avxvnni_evex(dt_kernels *table);
 void dt_kernels_avx512(dt_kernels *table);
+void dt_kernels_amx(dt_kernels *table);
+/* AMX in plain C, for tests/check. */
+void dt_kernels_amx_emulated(dt_kernels *table);
 
 #endif

@@ -6,43 +6,15 @@
 
 #define DT_ISA avx512
 #define DT_TILE 8
-#include "cpu/tile.h"
+#include "cpu/tile512.h"
 
-INLINE __m512i load(const uint8_t *p) {
-    return _mm512_loadu_si512(p);
-}
 /* sum + the 4 products of each lane of w (unsigned) and the group at q. gcc 12 would load the group
  * into a register of its own first: one instruction in two. */
 INLINE __m512i dot(__m512i sum, __m512i w, const int8_t *q) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int8_t(*)[4])q));
     return sum;
 }
-INLINE __m512i two(const int16_t *sums) {
-    int32_t v;
-    memcpy(&v, sums, sizeof v);
-    return _mm512_set1_epi32(v);
-}
-INLINE __m512 halves(const uint8_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
-}
-/* 32 bytes as int16. */
-INLINE __m512i unsigned_pairs(const uint8_t *p) {
-    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p));
-}
-INLINE __m512i signed_pairs(const uint8_t *p) {
-    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p));
-}
-/* a | (b & mask) */
-INLINE __m512i or_masked(__m512i a, __m512i b, __m512i mask) {
-    return _mm512_ternarylogic_epi32(a, b, mask, 0xf8);
-}
-/* Bytes shifted left (or right, n < 0); bits that cross from one byte into the next are for the
- * caller to mask. */
-INLINE __m512i shifted(__m512i v, const int n) {
-    return n > 0   ? _mm512_slli_epi16(v, (unsigned)n)
-           : n < 0 ? _mm512_srli_epi16(v, (unsigned)-n)
-                   : v;
-}
+
 /* ---- Q4_K, Q5_K ---- */
 
 /* Sums of sub-blocks are below 2^17, so up to four of them times 6-bit scales add up exactly in

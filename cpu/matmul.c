@@ -118,7 +118,7 @@ void dt_matmul_work(const dt_kernels *kernels, const dt_product *products, int n
             else if (way == DT_MATMUL_FLOAT)
                 panel_float(kernels, product, p, row0, n_rows, scratch);
             else
-                panel_multiply(kernels->matmul[packed->type], product, p,
+                panel_multiply(dt_kernels_matmul(kernels, packed->type, n_rows), product, p,
                     packed->data + (size_t)p * packed->panel_bytes, row0, n_rows, scratch);
         }
     }

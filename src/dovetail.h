@@ -25,7 +25,7 @@ typedef struct dt_engine_options {
     const char *target; /* path of the target's GGUF */
     const char *draft;  /* path of the draft's GGUF or NULL */
     int n_threads;      /* 0: one per physical core, within a control group's quota */
-    const char *isa;    /* NULL or "auto", "c", "avx2", "avxvnni", "avx512" */
+    const char *isa;    /* NULL or "auto", "c", "avx2", "avxvnni", "avx512", "amx" */
     const char *matmul; /* NULL or "auto", "fused", "openblas", "float" */
     /* Where the draft model runs: NULL or "auto" (a GPU where there is one), "cpu", "cuda". What a
      * GPU cannot do falls back to the CPU: dt_engine_draft_notice. */

@@ -105,7 +105,7 @@ def test_usage():
     refuses(2, ("--temp", "0 or 0.0001"), *RUN, "--temp", "1e-30")
     refuses(2, ("--top-p", "out of range"), *RUN, "--top-p", "1.5")
     refuses(2, ("--top-p", "out of range"), *RUN, "--top-p", "0")
-    refuses(2, "auto|c|avx2|avxvnni|avx512", *RUN, "--isa", "sse")
+    refuses(2, "auto|c|avx2|avxvnni|avx512|amx", *RUN, "--isa", "sse")
     refuses(2, "auto|model|ngram|none", *RUN, "--draft", "oracle")
     refuses(2, "-d FILE", *RUN, "--draft", "model")
     refuses(2, "more than one text", *RUN, "-p", "x", "-f", "y")

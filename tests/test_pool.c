@@ -342,7 +342,7 @@ static void test_isa(void) {
             CHECK(strcmp(table.isa, dt_isa_name((dt_isa)i)) == 0);
         }
     }
-    CHECK_FAILS(dt_isa_parse(&isa, "mmx"), DT_ERR_INPUT, "c, avx2, avxvnni, avx512");
+    CHECK_FAILS(dt_isa_parse(&isa, "mmx"), DT_ERR_INPUT, "c, avx2, avxvnni, avx512, amx");
     CHECK(dt_isa_runs(DT_ISA_C) && dt_isa_runs(dt_isa_best()) && !dt_isa_runs(DT_ISA_COUNT));
     for (int i = (int)dt_isa_best() + 1; i < DT_ISA_COUNT; i++)
         CHECK(!dt_isa_runs((dt_isa)i));

@@ -234,7 +234,7 @@ static const opt OPTIONS[] = {
         "instruction sets, one after the other: names with commas between them, or all (default "
         "auto: the best of this CPU)"},
     {IN_ENGINE & ~(unsigned)IN_BENCH, {"--isa"}, OPT_WORD, FIELD(isa), 0, 0,
-        "auto|c|avx2|avxvnni|avx512", "instruction set (default auto: the best of this CPU)"},
+        "auto|c|avx2|avxvnni|avx512|amx", "instruction set (default auto: the best of this CPU)"},
     {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas|float",
         "how matrices are multiplied (default auto)"},
     {IN_TALK, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",

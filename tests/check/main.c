@@ -149,6 +149,13 @@ static int usage(void) {
     return 2;
 }
 
+/* Kernels for many rows take any number of them: they are checked in place of the others. */
+static void check_many(dt_kernels *table) {
+    for (int type = 0; type < DT_TYPE_COUNT; type++)
+        if (table->matmul_many[type])
+            table->matmul[type] = table->matmul_many[type];
+}
+
 int main(int argc, char **argv) {
     bool breaks = argc > 1 && strcmp(argv[1], "--break") == 0;
     bool bench = argc > 1 && strcmp(argv[1], "--bench") == 0;
@@ -168,6 +175,7 @@ int main(int argc, char **argv) {
         }
         run.below = run.table;
         dt_kernels_get(&run.table, (dt_isa)isa);
+        check_many(&run.table);
         for (size_t i = 0; i < DT_COUNT(topics); i++) {
             if (bench)
                 topics[i].bench(&run, argc > 2 ? argv[2] : NULL);
@@ -177,6 +185,16 @@ int main(int argc, char **argv) {
                 n_failed += topics[i].breaks(&run);
         }
     }
+#ifdef DT_X86
+    if (dt_isa_runs(DT_ISA_AVX512) && !bench && !breaks) {
+        dt_kernels_get(&run.table, DT_ISA_AVX512);
+        run.below = run.table;
+        run.isa = "amx-emulated";
+        dt_kernels_amx_emulated(&run.table);
+        check_many(&run.table);
+        n_failed += check_matmul(&run);
+    }
+#endif
     if (!bench)
         printf("%d failed\n", n_failed);
     return n_failed ? 1 : 0;
