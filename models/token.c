@@ -366,13 +366,21 @@ static dt_err encode_plain(encoder *e, const char *text, size_t n_bytes) {
     return dt_spm_encode(&e->sink, e->vocab->spm, &e->spm, text, n_bytes, space);
 }
 
-/* Whether the text from `start` to `end` lies outside all of the plain spans, of which the first
- * that ends behind `start` is looked for from *i_plain on. */
-static bool is_open(
-    const dt_text_span *plain, int n_plain, int *i_plain, size_t start, size_t end) {
-    while (*i_plain < n_plain && plain[*i_plain].end <= start)
+/* What may be recognised at `pos`: control tokens up to the next plain span and not inside one,
+ * user-defined ones everywhere. The longer of the two counts, so that no plain text can swallow a
+ * control token that ends before it. *i_plain is the first span that may lie ahead. */
+static const special_text *find_special(const dt_vocab *vocab, const char *text, size_t n_bytes,
+    size_t pos, const dt_text_span *plain, int n_plain, int *i_plain) {
+    while (*i_plain < n_plain && plain[*i_plain].end <= pos)
         ++*i_plain;
-    return *i_plain == n_plain || plain[*i_plain].start >= end;
+    size_t end = *i_plain < n_plain ? plain[*i_plain].start : n_bytes;
+    const special_text *found =
+        end > pos ? match_special(&vocab->all, text + pos, end - pos) : NULL;
+    if (end == n_bytes)
+        return found;
+    const special_text *user = match_special(&vocab->user, text + pos, n_bytes - pos);
+    return found == NULL || (user != NULL && user->text.n_bytes > found->text.n_bytes) ? user
+                                                                                       : found;
 }
 
 /* Special texts are found from the left, at each place the longest; what lies between them is
@@ -385,9 +393,8 @@ static dt_err encode_text(
     int i_plain = 0;
     e->space = vocab->add_space;
     while (pos < n_bytes) {
-        const special_text *found = match_special(&vocab->all, text + pos, n_bytes - pos);
-        if (found != NULL && !is_open(plain, n_plain, &i_plain, pos, pos + found->text.n_bytes))
-            found = match_special(&vocab->user, text + pos, n_bytes - pos);
+        const special_text *found =
+            find_special(vocab, text, n_bytes, pos, plain, n_plain, &i_plain);
         if (found == NULL) {
             pos++;
             continue;

@@ -8,6 +8,7 @@
 
 #include "src/base/mem.h"
 #include "src/cli/bias.h"
+#include "src/cli/prompts.h"
 #include "src/cli/report.h"
 
 /* Set by Ctrl-C; the second one ends the program at once. */
@@ -280,52 +281,35 @@ static int run_one(run *r, const cli_text *prompt) {
 
 /* ---- many prompts --------------------------------------------------------------------------- */
 
-/* One line of the prompts file: {"id", "turns": [first, ...]} or {"id", "prompt"}. */
-static int run_line(run *r, const char *line, size_t n_bytes, int i_line) {
-    json_error_t error;
-    json_t *object = json_loadb(line, n_bytes, JSON_ALLOW_NUL, &error);
-    json_t *prompt = json_object_get(object, "prompt");
-    if (!prompt)
-        prompt = json_array_get(json_object_get(object, "turns"), 0);
-    if (!json_is_string(prompt) || json_string_length(prompt) == 0) {
-        json_decref(object);
-        return cli_fail(CLI_FAILED, "%s, line %d: %s", r->opts->jsonl, i_line,
-            object ? "want an object with \"prompt\" or \"turns\", a text that is not empty"
-                   : error.text);
-    }
+static int run_item(run *r, const prompts_item *item, int i_line) {
     dt_stop stop;
     dt_stats stats;
     json_t *tokens = NULL;
-    int code =
-        answer(&stop, &stats, &tokens, r, json_string_value(prompt), json_string_length(prompt));
-    if (code == CLI_OK || code == CLI_INTERRUPTED) {
-        json_t *id = json_object_get(object, "id");
-        json_t *out = json_object();
-        json_object_set_new(out, "id", id ? json_incref(id) : json_integer(i_line));
-        json_t *rest = describe_answer(r, &stats, stop, tokens);
-        json_object_update(out, rest);
-        json_decref(rest);
-        tokens = NULL;
-        int written = print_answer(out);
-        code = written == CLI_OK ? code : written;
+    int code = answer(&stop, &stats, &tokens, r, item->text, item->n_bytes);
+    if (code != CLI_OK && code != CLI_INTERRUPTED) {
+        json_decref(tokens);
+        return code;
     }
-    json_decref(tokens);
-    json_decref(object);
-    return code;
+    json_t *out = json_object(), *rest = describe_answer(r, &stats, stop, tokens);
+    json_object_set_new(out, "id", item->id ? json_deep_copy(item->id) : json_integer(i_line));
+    json_object_update(out, rest);
+    json_decref(rest);
+    int written = print_answer(out);
+    return written == CLI_OK ? code : written;
 }
 
 static int run_lines(run *r, const cli_text *file) {
-    const char *at = file->data, *end = file->data + file->n_bytes;
+    prompts set = prompts_of(file);
+    prompts_item item;
+    char error[PROMPTS_ERROR_BYTES];
     int code = CLI_OK;
     r->collects = true;
-    for (int i_line = 1; at < end && code == CLI_OK; i_line++) {
-        const char *newline = memchr(at, '\n', (size_t)(end - at));
-        const char *stop = newline ? newline : end;
-        size_t n_blank = strspn(at, " \t\r");
-        if (at + n_blank < stop)
-            code = run_line(r, at, (size_t)(stop - at), i_line);
-        at = stop + 1;
+    while (code == CLI_OK && prompts_next(&item, error, &set)) {
+        code = run_item(r, &item, set.i_line);
+        prompts_drop(&item);
     }
+    if (code == CLI_OK && error[0] != 0)
+        code = cli_fail(CLI_FAILED, "%s, line %d: %s", r->opts->jsonl, set.i_line, error);
     return code;
 }
 

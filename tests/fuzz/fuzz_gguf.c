@@ -1,18 +1,45 @@
-/* libFuzzer target: any bytes as a GGUF file, opened and read as a caller would.
- *
- *     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/fuzz_gguf.c
- *         models/gguf.c models/config.c src/base/err.c src/base/mem.c src/base/dtype.c -o fuzz_gguf
- *     ./fuzz_gguf -max_len=16384 CORPUS tests/data      (seeds: heads of the tiny models) */
-#define _GNU_SOURCE /* memfd_create */
-#include <stdio.h>
-#include <stdlib.h>
+/* Fuzzes GGUF files: any bytes, opened and read as a caller would; then configuration, vocabulary,
+ * one text encoded with it, and the chat template. */
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "models/chat.h"
 #include "models/config.h"
+#include "tests/fuzz/fuzz.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
+int LLVMFuzzerInitialize(int *n_args, char ***args) {
+    (void)n_args;
+    (void)args;
+    return 0;
+}
+
+/* What a hostile vocabulary makes of a text must still come back as ids of it. */
+static unsigned use_vocab(const dt_gguf *gguf) {
+    static const char text[] = "Hello  w\xC3\xB6rld\n<|im_end|>\xFF 12 \xE2\x96\x81 x";
+    dt_vocab *vocab;
+    dt_chat *chat;
+    int32_t ids[256];
+    int64_t n = 0;
+    int32_t n_common;
+    unsigned sum = 0;
+    if (dt_vocab_open(&vocab, gguf) == DT_OK) {
+        dt_err err = dt_encode(ids, DT_COUNT(ids), &n, vocab, text, sizeof text - 1, true, true);
+        for (int64_t i = 0; i < n && err == DT_OK; i++) {
+            char bytes[16];
+            fuzz_require(ids[i] >= 0 && ids[i] < dt_vocab_size(vocab), "id");
+            sum += (unsigned)dt_decode_token(bytes, sizeof bytes, vocab, ids[i], i & 1);
+            sum += dt_vocab_ends(vocab, ids[i]);
+        }
+        fuzz_require(
+            dt_vocab_match(&n_common, vocab, vocab) == DT_OK, "a vocabulary is not itself");
+        if (dt_chat_open(&chat, gguf, NULL, DT_CHAT_THINK_AUTO) == DT_OK) {
+            dt_chat_turn turn = {"user", text};
+            sum += dt_chat_encode(ids, DT_COUNT(ids), &n, chat, vocab, &turn, 1) == DT_OK;
+        }
+        dt_chat_close(chat);
+    }
+    dt_vocab_close(vocab);
+    return sum;
+}
 
 static unsigned use(const dt_gguf *gguf) {
     unsigned sum = 0;
@@ -50,21 +77,14 @@ static unsigned use(const dt_gguf *gguf) {
         sum += bytes[t->n_bytes - 1];
     }
     dt_config config;
+    sum += use_vocab(gguf);
     return sum + (dt_config_read(&config, gguf) == DT_OK);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     static volatile unsigned sink;
-    static int fd = -1;
-    static char path[64];
-    if (fd < 0) {
-        fd = memfd_create("fuzz_gguf", MFD_CLOEXEC);
-        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    }
-    if (fd < 0 || ftruncate(fd, 0) || pwrite(fd, data, n_bytes, 0) != (ssize_t)n_bytes)
-        abort();
     dt_gguf *gguf;
-    if (dt_gguf_open(&gguf, path) == DT_OK)
+    if (dt_gguf_open(&gguf, fuzz_file(data, n_bytes)) == DT_OK)
         sink = sink + use(gguf);
     dt_gguf_close(gguf);
     return 0;
