@@ -22,7 +22,7 @@ TABLE = os.path.join(ROOT, "tests", "gpu", "kernels.txt")
 ARCHITECTURES = [61, 75, 80, 86, 89, 90, 120]
 FEW = [75, 90]
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v",
-         "-Xcompiler", "-fno-exceptions,-fno-rtti", "-I" + ROOT]
+         "-Xcompiler", "-fno-exceptions,-fno-rtti,-fno-threadsafe-statics", "-I" + ROOT]
 STEP = 8  # registers are given out in eights
 HEADER = """# What ptxas may report of each kernel, for every architecture: registers, bytes of static shared
 # memory, bytes of stack. scripts/check_cuda.py compares, its --write makes this file.
