@@ -40,7 +40,14 @@ typedef struct toy {
     float *logits;
     bool wanted[DT_BATCH_MAX];
     int n_batch;
+    int64_t (*cost_ns)(int n_rows); /* what an eval adds to the toy clock; NULL: nothing */
 } toy;
+
+/* Time that only evals spend. */
+static _Atomic int64_t toy_clock_ns;
+static inline int64_t toy_now_ns(void) {
+    return atomic_load(&toy_clock_ns);
+}
 
 static inline uint64_t toy_mix(uint64_t a, uint64_t b) {
     test_rng rng = {a * 0x2545f4914f6cdd1du + b};
@@ -101,6 +108,8 @@ static inline dt_err toy_eval(dt_forward *forward, const dt_batch *batch) {
             for (int v = 0; v < t->model.config.n_vocab; v++)
                 out[v] = __builtin_nanf("");
     }
+    if (t->cost_ns)
+        atomic_fetch_add(&toy_clock_ns, t->cost_ns(batch->n_rows));
     t->n_batch = batch->n_rows;
     t->n_rows_run += batch->n_rows;
     forward->batch_row0 = row0;

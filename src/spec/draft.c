@@ -230,9 +230,9 @@ dt_err dt_link_open(
     return DT_OK;
 }
 
-void dt_link_stop(dt_link *link) {
+bool dt_link_stop(dt_link *link) {
     if (!link || link->stopped)
-        return;
+        return !link || !link->stuck;
     link->stopped = true;
     /* Pairs with the load in serve(). */
     atomic_store_explicit(&link->quit, 1, memory_order_release);
@@ -241,13 +241,13 @@ void dt_link_stop(dt_link *link) {
         pthread_join(link->thread, NULL);
     else
         link->stuck = !dt_join_patiently(link->thread, DT_PATIENCE_END_NS);
+    return !link->stuck;
 }
 
 bool dt_link_close(dt_link *link) {
     if (!link)
         return true;
-    dt_link_stop(link);
-    if (link->stuck)
+    if (!dt_link_stop(link))
         return false;
     dt_draft_close(link->draft);
     free_link(link);

@@ -147,8 +147,8 @@ typedef struct dt_link dt_link;
 dt_err dt_link_open(
     dt_link **out, dt_draft *draft, int n_ctx, uint32_t n_snapshots, uint32_t n_records);
 /* Ends the thread; the source stays, with what it knows. A thread that is stuck in a driver is left
- * to itself after two seconds, with all that it uses. NULL is fine. */
-void dt_link_stop(dt_link *link);
+ * to itself after two seconds, with all that it uses: false. NULL is fine. */
+bool dt_link_stop(dt_link *link);
 /* The same, and closes the source. False: the thread is stuck, and nothing was closed. */
 bool dt_link_close(dt_link *link);
 

@@ -169,9 +169,9 @@ static dt_err expand(model_draft *self, int node, int i_row, int32_t hinted) {
     DT_TRY(dt_forward_topk(self->forward, &best, i_row, &self->args));
     float top = -__builtin_inff();
     for (int i = 0; i < best.n; i++) {
-        int opinion = hinted < 0                 ? DT_BELIEF_ALONE
-                      : best.tokens[i] == hinted ? DT_BELIEF_AGREED
-                                                 : DT_BELIEF_OPPOSED;
+        int opinion = hinted >= 0 ? best.tokens[i] == hinted ? DT_BELIEF_AGREED : DT_BELIEF_OPPOSED
+                      : i == 0    ? DT_BELIEF_ALONE
+                                  : DT_BELIEF_OTHER;
         int kind = dt_plan_kind(best.scores[i], opinion);
         if (add(self, node, best.tokens[i], kind) < 0)
             break;

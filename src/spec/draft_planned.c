@@ -156,6 +156,7 @@ dt_err dt_draft_planned_open(dt_draft **out, const dt_draft_planned_options *opt
     self->plan.shaped = options->shaped;
     self->plan.has_ngram = options->ngram;
     self->plan.has_model = options->forward != NULL;
+    self->plan.apart = options->forward && options->forward->apart;
     self->n_rows_max = options->model.tree;
     self->due = true;
     dt_draft_model_options model = options->model;

@@ -1,3 +1,4 @@
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -6,7 +7,19 @@
 #include "src/base/limits.h"
 #include "src/base/mem.h"
 #include "src/spec/place.h"
+#include "src/spec/plan_record.h"
 #include "src/spec/session.h"
+
+/* What the planner knows of the pair for one kind of sampling. */
+typedef struct memory {
+    pthread_mutex_t *mutex; /* the engine's: sessions may be opened and closed by any thread */
+    bool known;
+    bool has_file;
+    char key[768], path[1024];
+    dt_plan_record record;
+} memory;
+
+enum { N_WARMTHS = 4, N_SOURCES = 2 };
 
 struct dt_engine {
     dt_topo *topo;
@@ -17,6 +30,8 @@ struct dt_engine {
     int64_t patience_ns;
     bool stuck; /* a thread was left in a call that hangs */
     int32_t n_common;
+    pthread_mutex_t mutex;
+    memory memories[N_SOURCES][N_WARMTHS];
 };
 
 /* The draft's caches and trees beyond the context. */
@@ -103,6 +118,7 @@ dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options) {
     *out = NULL;
     dt_engine *engine = NULL;
     DT_TRY(dt_mem_alloc(&engine, sizeof *engine));
+    pthread_mutex_init(&engine->mutex, NULL);
     dt_err err = open_all(engine, options);
     if (err != DT_OK) {
         dt_engine_close(engine);
@@ -128,6 +144,7 @@ bool dt_engine_close(dt_engine *engine) {
         dt_model_close(engine->draft);
     if (engine->target)
         dt_model_close(engine->target);
+    pthread_mutex_destroy(&engine->mutex);
     dt_mem_free(engine);
     return !stuck;
 }
@@ -234,6 +251,64 @@ static dt_err open_forwards(
     return limit_head(parts, engine->draft->vocab, engine->draft->config.n_vocab);
 }
 
+/* ---- what was learnt before ---- */
+
+static void describe_model(char *out, size_t n_max, const dt_model *model) {
+    dt_text name = {0};
+    if (dt_gguf_get_text(model->file, "general.name", &name) != DT_OK)
+        name.n_bytes = 0;
+    int n = snprintf(out, n_max, "%s %lld ", model->config.arch_name,
+        (long long)dt_gguf_file_bytes(model->file));
+    for (size_t i = 0; i < name.n_bytes && i < 64 && (size_t)n + 2 < n_max; i++)
+        out[n++] = name.data[i] >= ' ' && name.data[i] <= '~' ? name.data[i] : '?';
+    out[n] = '\0';
+}
+
+static void describe_setting(
+    char *out, size_t n_max, const dt_engine *engine, const dt_session_parts *parts, int i_warmth) {
+    char machine[160], target[192], draft[192] = "none";
+    dt_topo_describe(engine->topo, machine, sizeof machine);
+    describe_model(target, sizeof target, engine->target);
+    if (parts->draft)
+        describe_model(draft, sizeof draft, engine->draft);
+    snprintf(out, n_max, "%s; %s, %d threads, %s; target %s; draft %s on %s; warmth %d", machine,
+        dt_engine_isa(engine), dt_engine_n_threads(engine), parts->target->numerics, target, draft,
+        parts->draft ? parts->draft->device : "none", i_warmth);
+}
+
+static void learned(void *arg, const dt_plan_record *record) {
+    memory *m = arg;
+    pthread_mutex_lock(m->mutex);
+    m->record = *record;
+    m->known = true;
+    /* A cache that cannot be written is no reason to complain: it is as if there were none. */
+    if (m->has_file)
+        dt_plan_record_save(m->path, m->key, record);
+    pthread_mutex_unlock(m->mutex);
+}
+
+/* Gives the session what is known of its pair; `copy` holds it until the session is open. */
+static void recall(
+    dt_session_parts *parts, dt_plan_record *copy, dt_engine *engine, const dt_session_options *o) {
+    float t = o->sampling.temperature;
+    int i_warmth = t <= 0.0f ? 0 : t <= 0.6f ? 1 : t <= 1.0f ? 2 : 3;
+    memory *m = &engine->memories[parts->draft != NULL][i_warmth];
+    pthread_mutex_lock(&engine->mutex);
+    if (!m->mutex) {
+        m->mutex = &engine->mutex;
+        describe_setting(m->key, sizeof m->key, engine, parts, i_warmth);
+        m->has_file = dt_plan_record_path(m->path, sizeof m->path, m->key);
+        m->known = m->has_file && dt_plan_record_load(&m->record, m->path, m->key);
+    }
+    if (m->known) {
+        *copy = m->record;
+        parts->record = copy;
+    }
+    parts->learned = learned;
+    parts->learned_arg = m;
+    pthread_mutex_unlock(&engine->mutex);
+}
+
 dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_options *options) {
     *out = NULL;
     dt_session_options o = *options;
@@ -252,8 +327,11 @@ dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_opt
         .patience_ns = engine->patience_ns,
     };
     dt_err err = open_forwards(&parts, engine, &o);
-    if (err == DT_OK)
+    dt_plan_record record;
+    if (err == DT_OK) {
+        recall(&parts, &record, engine, &o);
         err = dt_session_open_with(out, &parts, &o);
+    }
     if (err != DT_OK) {
         engine->stuck |= !dt_place_forward_close(parts.draft);
         dt_forward_close(parts.target);

@@ -8,19 +8,23 @@ enum {
     N_WINDOW = 16,       /* drafted steps of one comparison with plain decoding */
     N_BEFORE_PROBE = 4,  /* steps before the first plain one is spent on measuring */
     N_PLAIN_STALE = 512, /* steps after which the plain time is measured again */
-    TRY_FIRST = 12,      /* steps without the draft model before it is tried again */
+    TRY_FIRST = 16,      /* steps without the draft model before it is tried again */
     TRY_MAX = 1024,
     N_MERIT = 64,  /* steps for which a success of the model lets it be tried elsewhere */
     REST_MIN = 32, /* tokens */
     REST_MAX = 1024,
-    N_LEFT_UNKNOWN = 256,         /* tokens expected of an answer without a budget */
+    N_LEFT_UNKNOWN = 256, /* tokens expected of an answer without a budget */
+    N_LOOK = 6,     /* steps in which the n-gram shows what it can do, before a prompt is read */
+    N_UNPROVEN = 6, /* steps of a model that nothing is known of, which are kept short */
     N_BEHIND_SMALL = DT_TREE_MAX, /* tokens that one forward of the draft reads */
 };
 
+/* Steps that the price of time looks back on: in this answer, in all, and what the latter count. */
+static const double N_STEPS_ANSWER = 48.0, N_STEPS_ALL = 400.0, N_STEPS_RECALLED = 8.0;
 /* Beliefs before anything was seen, as so many trials. */
 static const float N_PRIOR = 6.0f;
 /* A draft model that nothing is known of: accepted tokens a step, in so many steps. */
-static const double VALUE_PRIOR = 1.5, N_VALUE_PRIOR = 2.0;
+static const double VALUE_PRIOR = 1.5, N_VALUE_PRIOR = 1.0;
 /* Logarithms of 0.67 and 0.1: what is expanded and proposed while no time is known, and of 0.02:
  * what is expanded at all. */
 static const float EXPAND_FLOOR = -0.4f, PROPOSE_FLOOR = -2.3f, EXPAND_FLOOR_SHAPED = -4.0f;
@@ -143,7 +147,13 @@ static double price(const dt_plan *plan) {
     double plain = plan->rests ? dt_plan_pass_ns(plan, 1) : 0.0;
     if (plain <= 0.0)
         return 0.0;
-    double rate = plan->time_ns > 0.0 ? plan->tokens / plan->time_ns : 0.0;
+    /* What earlier answers gave counts as some steps of this one. */
+    double tokens = plan->tokens, time_ns = plan->time_ns;
+    if (plan->record.time_ns > 0.0) {
+        tokens += plan->record.tokens * N_STEPS_RECALLED / N_STEPS_ALL;
+        time_ns += plan->record.time_ns * N_STEPS_RECALLED / N_STEPS_ALL;
+    }
+    double rate = time_ns > 0.0 ? tokens / time_ns : 0.0;
     return DT_MAX(rate, 1.0 / plain);
 }
 
@@ -211,14 +221,26 @@ int dt_plan_trim(const dt_plan *plan, dt_tree_node *nodes, int n, int n_max) {
     return n_out;
 }
 
+/* The model has not run in enough steps to be judged. */
+static bool unproven(const dt_plan *plan) {
+    double n = 0.0;
+    for (int i = 0; i < DT_PLAN_STATES; i++)
+        n += plan->record.values[i].n;
+    return n < N_UNPROVEN;
+}
+
 bool dt_plan_expands(const dt_plan *plan, const float *scores, int n, int depth) {
     if (n == 0)
         return false;
     if (plan->shaped)
         return scores[0] >= EXPAND_FLOOR_SHAPED;
+    if (plan->apart) /* it grows while verification works: what it costs is not the target's time */
+        return scores[0] >= EXPAND_FLOOR_SHAPED;
     double rate = price(plan), forward = dt_plan_draft_ns(plan, n);
     if (rate <= 0.0 || forward <= 0.0)
         return scores[0] >= EXPAND_FLOOR;
+    if (unproven(plan) && depth > 0)
+        return false;
     double reached = 0.0;
     for (int i = 0; i < n; i++)
         reached += (double)dt_exp_f32(scores[i]);
@@ -252,6 +274,8 @@ static double model_value(const dt_plan *plan, int state, double rate) {
 static bool promises(const dt_plan *plan, double rate, int64_t n_behind, int64_t n_left) {
     if (n_behind <= N_BEHIND_SMALL)
         return true;
+    if (plan->has_ngram && !plan->apart && plan->rests && plan->n_steps < N_LOOK)
+        return false;
     double n = n_left < N_LEFT_UNKNOWN || n_left < 1 << 20 ? (double)n_left : N_LEFT_UNKNOWN;
     /* Some two tokens a step, and the model in half of them. */
     double gain = model_value(plan, -1, rate) * n * 0.25;
@@ -282,8 +306,10 @@ static dt_plan_mode choose_source(
     if (plan->shaped || (!plan->rests && !plan->has_ngram))
         return DT_PLAN_MODEL;
     double rate = price(plan);
+    if (!promises(plan, rate, n_behind, n_left))
+        return without;
     double value = model_value(plan, plan->state, rate);
-    if (value > ngram_gain) {
+    if (value > ngram_gain || (unproven(plan) && plan->state == 0)) {
         plan->n_skipped[plan->state] = 0;
         plan->try_state[plan->state] = TRY_FIRST;
         if (plan->record.values[plan->state].n >= 2.0) {
@@ -293,7 +319,7 @@ static dt_plan_mode choose_source(
     } else if (!tries(plan, plan->state)) {
         return without;
     }
-    return promises(plan, rate, n_behind, n_left) ? DT_PLAN_MODEL : without;
+    return DT_PLAN_MODEL;
 }
 
 dt_plan_mode dt_plan_choose(
@@ -345,6 +371,7 @@ static void clear_window(dt_plan *plan) {
 void dt_plan_start(dt_plan *plan) {
     clear_window(plan);
     plan->fresh = true;
+    plan->n_steps = 0;
 }
 
 static void weigh_model(dt_plan *plan, double cost_ns, double tokens) {
@@ -380,6 +407,7 @@ void dt_plan_verdict(
     curve_measured(plan->record.pass_ns, n_rows, (double)pass_ns);
     plan->n_since_plain = n_rows == 1 ? 0 : plan->n_since_plain + 1;
     plan->n_since_merit++;
+    plan->n_steps++;
     plan->record.n_tokens += (double)n_tokens;
     if (plan->rest_left > 0) {
         plan->rest_left = DT_MAX(plan->rest_left - n_tokens, 0);
@@ -389,8 +417,10 @@ void dt_plan_verdict(
         plan->fresh = false;
         return;
     }
-    plan->tokens += (double)n_tokens - plan->tokens / 48.0;
-    plan->time_ns += (double)step_ns - plan->time_ns / 48.0;
+    plan->tokens += (double)n_tokens - plan->tokens / N_STEPS_ANSWER;
+    plan->time_ns += (double)step_ns - plan->time_ns / N_STEPS_ANSWER;
+    plan->record.tokens += (double)n_tokens - plan->record.tokens / N_STEPS_ALL;
+    plan->record.time_ns += (double)step_ns - plan->record.time_ns / N_STEPS_ALL;
     if (plan->mode == DT_PLAN_MODEL)
         weigh_model(plan, (double)step_ns - dt_plan_pass_ns(plan, 1), (double)(n_tokens - 1));
     if (plan->mode != DT_PLAN_PLAIN)

@@ -19,11 +19,12 @@
 /* A proposal's kind: what the n-gram said of its place, crossed with the draft's own probability;
  * or, for proposals of the n-gram itself, how long the match was. */
 enum {
-    DT_BELIEF_BUCKETS = 12, /* of the draft's log-probability */
-    DT_BELIEF_ALONE = 0,    /* the n-gram said nothing */
-    DT_BELIEF_AGREED = DT_BELIEF_BUCKETS,
-    DT_BELIEF_OPPOSED = 2 * DT_BELIEF_BUCKETS,
-    DT_BELIEF_FOREIGN = 3 * DT_BELIEF_BUCKETS, /* the n-gram's, not among the draft's best */
+    DT_BELIEF_BUCKETS = 12,              /* of the draft's log-probability */
+    DT_BELIEF_ALONE = 0,                 /* the n-gram said nothing; the draft's best */
+    DT_BELIEF_OTHER = DT_BELIEF_BUCKETS, /* nor here; not the draft's best */
+    DT_BELIEF_AGREED = 2 * DT_BELIEF_BUCKETS,
+    DT_BELIEF_OPPOSED = 3 * DT_BELIEF_BUCKETS,
+    DT_BELIEF_FOREIGN = 4 * DT_BELIEF_BUCKETS, /* the n-gram's, not among the draft's best */
     DT_BELIEF_MATCH,                           /* of the n-gram, by length of the match */
     DT_BELIEF_LENGTHS = 10,
     DT_N_BELIEFS = DT_BELIEF_MATCH + DT_BELIEF_LENGTHS,
@@ -50,8 +51,9 @@ typedef struct dt_plan_record {
     double draft_ns[DT_TREE_MAX + 1]; /* [rows] a forward of the draft; 0: not known */
     dt_belief beliefs[DT_N_BELIEFS];
     dt_plan_value values[DT_PLAN_STATES];
-    double try_at;   /* steps after which a draft model that does not pay is tried again */
-    double n_tokens; /* written under the planner's eyes, ever */
+    double try_at;          /* steps after which a draft model that does not pay is tried again */
+    double tokens, time_ns; /* of the latest steps of all answers, decayed */
+    double n_tokens;        /* written under the planner's eyes, ever */
 } dt_plan_record;
 
 /* ---- the planner ------------------------------------------------------------------------------
@@ -69,6 +71,7 @@ typedef struct dt_plan {
     bool rests;  /* may leave proposals out; false: everything that can be proposed is */
     bool shaped; /* the tree's sizes are given: rows and forwards are not weighed */
     bool has_ngram, has_model;
+    bool apart; /* the draft has a device of its own: it may read the prompt at once */
     dt_plan_record record;
 
     /* Running means. */
@@ -85,7 +88,8 @@ typedef struct dt_plan {
     /* The present step. */
     dt_plan_mode mode;
     int state;
-    bool fresh; /* its time holds the reading of a prompt */
+    int n_steps; /* of this answer */
+    bool fresh;  /* its time holds the reading of a prompt */
 } dt_plan;
 
 /* `record` may be NULL: nothing is known. */
@@ -108,7 +112,7 @@ bool dt_plan_expands(const dt_plan *plan, const float *scores, int n, int depth)
 int dt_plan_trim(const dt_plan *plan, dt_tree_node *nodes, int n, int n_max);
 
 /* The kind of a proposal of the draft model that it gives this log-probability; `opinion` is one of
- * DT_BELIEF_ALONE, _AGREED, _OPPOSED. */
+ * DT_BELIEF_ALONE, _OTHER, _AGREED, _OPPOSED. */
 int dt_plan_kind(float log_p, int opinion);
 /* The kind of a proposal of the n-gram behind a match of n tokens. */
 int dt_plan_kind_match(int n);

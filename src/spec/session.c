@@ -84,6 +84,7 @@ static dt_err open_source(dt_draft **out, dt_session *s) {
                                           .ngram = ngram,
                                           .rests = o->guard,
                                           .shaped = s->tree_given,
+                                          .record = s->parts.record,
                                       });
 }
 
@@ -144,6 +145,12 @@ dt_err dt_session_open_with(
 void dt_session_close(dt_session *s) {
     if (!s)
         return;
+    if (s->link && s->parts.learned && s->options.guard && !s->tree_given &&
+        dt_link_stop(s->link)) {
+        const dt_plan *plan = dt_draft_planned_plan(dt_link_draft(s->link));
+        if (plan)
+            s->parts.learned(s->parts.learned_arg, &plan->record);
+    }
     /* The link before the forward that its thread uses. */
     if ((!dt_link_close(s->link) || !dt_place_forward_close(s->parts.draft)) && s->parts.stuck)
         *s->parts.stuck = true;

@@ -30,6 +30,11 @@ typedef struct dt_session_parts {
     /* Set when a thread of the session had to be left to itself; may be NULL. */
     bool *stuck;
     int64_t patience_ns; /* of a GPU's call; 0: as designed */
+    /* What is known of this pair, NULL for nothing, and who hears at the session's end what was
+     * learnt; `learned` may be NULL. */
+    const struct dt_plan_record *record;
+    void (*learned)(void *arg, const struct dt_plan_record *record);
+    void *learned_arg;
     /* For tests; 0: as designed. */
     uint32_t n_snapshots, n_records; /* slots of the rings */
     int64_t wait_first_ns;           /* how long verify waits for the first tree */
