@@ -50,6 +50,9 @@ static json_t *describe_build(void) {
 #ifdef DT_HAVE_HWLOC
     json_array_append_new(parts, json_string("hwloc"));
 #endif
+#ifdef DT_HAVE_CUDA
+    json_array_append_new(parts, json_string("cuda"));
+#endif
 #ifdef DT_HAVE_OPENMP
     json_array_append_new(parts, json_string("openmp"));
 #endif
