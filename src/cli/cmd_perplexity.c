@@ -62,7 +62,8 @@ static int read_tokens(int32_t **out, int64_t *n_out, const cli_opts *opts, cons
     if (opts->max_tokens > 0)
         *n_out = DT_MIN(*n_out, opts->max_tokens);
     if (*n_out < 2)
-        code = cli_fail(CLI_FAILED, "the text has %lld tokens, want at least 2", (long long)*n_out);
+        code = cli_fail(CLI_FAILED, "the text has %lld %s, want at least 2", (long long)*n_out,
+            report_tokens(*n_out));
     else if (*n_out > model->config.n_ctx_train)
         code = cli_fail(CLI_FAILED,
             "the text has %lld tokens, the model's context holds %d: give "
