@@ -401,7 +401,16 @@ def chat_interrupted_while_it_reads(folder):
     at = t.expect("river")
     at = t.expect("reading", at)
     t.type("\x03")
-    t.ready(t.expect("taken back", at))
+    at = t.ready(t.expect("taken back", at))
+    # The same of a second try, where an answer is there already.
+    t.type("hello\r")
+    at = t.ready(t.expect(r"\[\d+ tokens", at))
+    t.type("/system " + "hello, river " * 250 + "\r")
+    at = t.ready(t.expect("river \r\n", at))
+    t.type("/retry\r")
+    at = t.expect("reading", at)
+    t.type("\x03")
+    t.ready(t.expect("old answer stays", at))
     talks(t)
 
 

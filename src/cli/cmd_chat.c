@@ -219,8 +219,9 @@ static void report_answer(chat *c) {
         report_answer_line(stderr, &c->stats, talk_n_tokens(&c->talk), c->n_ctx);
 }
 
-/* Answers the last turn, which has no answer yet. */
-static int answer(chat *c) {
+/* Answers the last turn, which has no answer yet. If nothing comes, `old` (n_old ids, may be NULL)
+ * is its answer again, or the turn is taken back. */
+static int answer(chat *c, const int32_t *old, int64_t n_old) {
     json_decref(c->notices);
     c->notices = json_array();
     c->last = '\n';
@@ -237,14 +238,17 @@ static int answer(chat *c) {
     term_end_answer();
     const talk_turn *turn = &c->talk.turns[c->talk.n_turns - 1];
     bool empty = turn->n_ids == turn->n_prompt;
-    if (empty)
+    if (empty && n_old > 0)
+        (void)talk_answer(&c->talk, old, n_old);
+    else if (empty)
         talk_take_turn(&c->talk);
     if (c->write_errno)
         return cli_fail(CLI_FAILED, "cannot write the text: %s", strerror(c->write_errno));
     if (code != CLI_OK)
         return code;
     if (interrupted && empty)
-        note("interrupted before the first word: the message is taken back");
+        note("interrupted before the first word: %s",
+            n_old > 0 ? "the old answer stays" : "the message is taken back");
     else
         report_answer(c);
     c->sampling_changed = false;
@@ -267,7 +271,7 @@ static int ask(chat *c, const char *text) {
     int code = check_length(c, text);
     if (code == CLI_OK)
         code = talk_ask(&c->talk, text);
-    return code == CLI_OK ? answer(c) : code;
+    return code == CLI_OK ? answer(c, NULL, 0) : code;
 }
 
 /* ---- commands ------------------------------------------------------------------------------- */
@@ -322,14 +326,21 @@ static int cmd_retry(chat *c, const char *text) {
         /* A seed within the option's range that follows from the old one: a chat with a given
          * --seed can be repeated. */
         c->opts.seed = c->opts.seed < CLI_SEED_MAX ? c->opts.seed + 1 : 0;
-        int code = apply_sampling(c);
-        if (code != CLI_OK)
-            return code;
+        if (apply_sampling(c) != CLI_OK)
+            return CLI_FAILED;
     } else if (!c->sampling_changed && c->stop != DT_STOP_CALLER) {
         note("at temperature 0 the answer will be the same (/set temp 0.8 draws another)");
     }
+    const talk_turn *turn = &c->talk.turns[c->talk.n_turns - 1];
+    int64_t n_old = turn->n_ids - turn->n_prompt;
+    int32_t *old = malloc(((size_t)n_old + 1) * sizeof *old);
+    if (!old)
+        return cli_fail(CLI_FAILED, "no memory for the conversation");
+    memcpy(old, turn->ids + turn->n_prompt, (size_t)n_old * sizeof *old);
     talk_take_answer(&c->talk);
-    return answer(c);
+    int code = answer(c, old, n_old);
+    free(old);
+    return code;
 }
 
 static int cmd_set(chat *c, const char *text) {
