@@ -168,6 +168,14 @@ dt_err dt_session_generate(
 
 /* ---- statistics ---------------------------------------------------------------------------- */
 
+typedef enum dt_stat_from {
+    DT_STAT_FROM_REST,  /* drafting rested: it measured slower than plain decoding */
+    DT_STAT_FROM_PLAIN, /* nothing to propose was worth its time, or no draft was asked */
+    DT_STAT_FROM_NGRAM,
+    DT_STAT_FROM_MODEL, /* with what the n-gram added */
+    DT_STAT_FROM_COUNT,
+} dt_stat_from;
+
 /* Of the latest generate. vLLM's definitions: mean acceptance length = 1 + accepted / steps, where
  * a step is one verification. */
 typedef struct dt_stats {
@@ -184,6 +192,10 @@ typedef struct dt_stats {
     double plain_tokens_per_second; /* measured in steps without a draft; 0: not measured */
     double prefill_seconds, decode_seconds, verify_seconds, sample_seconds, wait_seconds,
         draft_seconds;
+    double saved_seconds; /* against plain decoding as measured; negative: lost; 0: not known */
+    /* Steps and tokens by where the step's proposals came from. */
+    int64_t steps_by[DT_STAT_FROM_COUNT], tokens_by[DT_STAT_FROM_COUNT];
+    char why[320];            /* in words: why speculation ran as it did */
     const char *draft_source; /* "model", "ngram", "model+ngram", "none", or the own draft's name */
     const char *draft_device; /* that served the trees: "cpu", "cuda", "none" */
     const char *draft_state;  /* "on", "off" (does not pay), "dead" (failed), "none" */

@@ -201,6 +201,11 @@ def test_stats():
     length = 1 + stats["accepted"] / stats["steps"]
     check(abs(stats["mean_acceptance_length"] - length) < 1e-6, "mean_acceptance_length")
     check(sum(stats["accepted_per_position"]) == stats["accepted"], "accepted_per_position")
+    check(stats["wasted"] == stats["drafted"] - stats["accepted"], "wasted")
+    froms = stats["proposals_from"].values()
+    check(sum(f["tokens"] for f in froms) == 40, "tokens by source: %s" % stats["proposals_from"])
+    check(sum(f["steps"] for f in froms) == stats["steps"], "steps by source")
+    check(len(stats["why"]) > 20, "why: %r" % stats["why"])
     stats, _ = stats_of("--draft", "none", "-p", "hello", "-n", "5", "--ignore-eos")
     check(stats["draft"]["source"] == "none" and stats["steps"] == 5, "plain decoding drafts")
     stats, out = stats_of("-p", "hello", "-n", "0")

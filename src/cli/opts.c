@@ -238,7 +238,7 @@ static const opt OPTIONS[] = {
     {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas|float",
         "how matrices are multiplied (default auto)"},
     {IN_TALK, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",
-        "figures on standard error after the answer (default text: one line)"},
+        "figures on standard error after the answer (default text: a line or two)"},
     {IN_ALL, {"-h", "--help"}, OPT_FLAG, FIELD(help), 0, 0, NULL, "this help"},
 };
 

@@ -79,6 +79,16 @@ json_t *report_stats(const dt_engine *engine, const dt_stats *stats, dt_stop sto
     json_object_set_new(root, "draft",
         json_pack("{s:s, s:s, s:s}", "source", stats->draft_source, "device", stats->draft_device,
             "state", stats->draft_state));
+    json_object_set_new(root, "wasted", json_integer(stats->n_drafted - stats->n_accepted));
+    json_object_set_new(root, "saved_seconds", report_real(stats->saved_seconds));
+    static const char *const froms[DT_STAT_FROM_COUNT] = {"rest", "plain", "ngram", "model"};
+    json_t *by = json_object();
+    for (int i = 0; i < DT_STAT_FROM_COUNT; i++)
+        json_object_set_new(by, froms[i],
+            json_pack("{s:I, s:I}", "steps", (json_int_t)stats->steps_by[i], "tokens",
+                (json_int_t)stats->tokens_by[i]));
+    json_object_set_new(root, "proposals_from", by);
+    json_object_set_new(root, "why", json_string(stats->why));
     json_object_set_new(root, "numerics", json_string(stats->numerics));
     json_object_set_new(root, "seed", json_integer((json_int_t)stats->seed));
     json_object_set_new(root, "threads", json_integer(dt_engine_n_threads(engine)));
@@ -116,6 +126,9 @@ void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed, const c
         fprintf(out, "; %s", end);
     if (with_seed)
         fprintf(out, "; seed %llu", (unsigned long long)stats->seed);
+    if (stats->n_drafted > 0)
+        fprintf(out, "\n%lld drafted, %lld used, %.2f s waited; %s", (long long)stats->n_drafted,
+            (long long)stats->n_accepted, stats->wait_seconds, stats->why);
     fputc('\n', out);
 }
 

@@ -1,5 +1,6 @@
 #include "src/spec/session.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -285,6 +286,47 @@ dt_err dt_session_generate(dt_stop *stop_out, dt_session *s, const dt_generate_o
     return err;
 }
 
+/* Appends to a line as far as there is room. */
+__attribute__((format(printf, 3, 4))) static void say(
+    char *line, size_t n_max, const char *format, ...) {
+    size_t n = strlen(line);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line + n, n_max - n, format, args);
+    va_end(args);
+}
+
+static void explain(dt_stats *stats) {
+    char *why = stats->why;
+    size_t n_max = sizeof stats->why;
+    const int64_t *steps = stats->steps_by, *tokens = stats->tokens_by;
+    if (strcmp(stats->draft_state, "none") == 0) {
+        say(why, n_max, "no draft was asked for");
+        return;
+    }
+    if (strcmp(stats->draft_state, "dead") == 0)
+        say(why, n_max, "the draft failed; ");
+    if (steps[DT_STAT_FROM_NGRAM] > 0)
+        say(why, n_max, "%lld tokens in %lld steps with proposals from n-grams, ",
+            (long long)tokens[DT_STAT_FROM_NGRAM], (long long)steps[DT_STAT_FROM_NGRAM]);
+    if (steps[DT_STAT_FROM_MODEL] > 0)
+        say(why, n_max, "%lld in %lld with the draft's, ", (long long)tokens[DT_STAT_FROM_MODEL],
+            (long long)steps[DT_STAT_FROM_MODEL]);
+    if (steps[DT_STAT_FROM_PLAIN] > 0)
+        say(why, n_max, "%lld without, since nothing was worth its time, ",
+            (long long)tokens[DT_STAT_FROM_PLAIN]);
+    if (steps[DT_STAT_FROM_REST] > 0)
+        say(why, n_max, "%lld at rest, since drafting measured slower, ",
+            (long long)tokens[DT_STAT_FROM_REST]);
+    if (stats->saved_seconds > 0.05 || stats->saved_seconds < -0.05)
+        say(why, n_max, "%.1f s %s against %.1f tokens/s without proposals",
+            stats->saved_seconds > 0.0 ? stats->saved_seconds : -stats->saved_seconds,
+            stats->saved_seconds > 0.0 ? "saved" : "lost", stats->plain_tokens_per_second);
+    size_t n = strlen(why);
+    if (n > 2 && why[n - 1] == ' ')
+        why[n - 2] = '\0';
+}
+
 void dt_session_stats(const dt_session *s, dt_stats *out) {
     *out = s->stats;
     if (out->n_steps > 0)
@@ -303,6 +345,11 @@ void dt_session_stats(const dt_session *s, dt_stats *out) {
                        : dt_guard_rests(&s->guard) || s->snapshot.mode == DT_PLAN_REST ? "off"
                                                                                        : "on";
     out->numerics = s->parts.target->numerics;
+    if (out->plain_tokens_per_second > 0.0 && out->n_generated > 0)
+        out->saved_seconds =
+            (double)out->n_generated / out->plain_tokens_per_second - out->decode_seconds;
+    out->why[0] = '\0';
+    explain(out);
     out->seed = s->options.sampling.seed;
     out->kv_bytes = s->parts.target->kv_bytes + (s->parts.draft ? s->parts.draft->kv_bytes : 0);
 }

@@ -81,6 +81,7 @@ struct dt_session {
 
     dt_tree_node tree[DT_TREE_MAX]; /* of the present step */
     int n_nodes;
+    dt_stat_from from; /* of the present step's proposals */
     dt_walk walk;
     size_t text_ends[DT_TREE_MAX]; /* answer.n_out after each token of the walk */
 

@@ -15,6 +15,12 @@ enum {
     N_UNASKED_MAX = 64, /* steps after which it waits once more */
 };
 
+_Static_assert((int)DT_STAT_FROM_REST == (int)DT_PLAN_REST &&
+                   (int)DT_STAT_FROM_PLAIN == (int)DT_PLAN_PLAIN &&
+                   (int)DT_STAT_FROM_NGRAM == (int)DT_PLAN_NGRAM &&
+                   (int)DT_STAT_FROM_MODEL == (int)DT_PLAN_MODEL,
+    "the statistics name the planner's choices");
+
 /* How a step came by its tree. */
 typedef enum origin {
     ORIGIN_NONE,  /* no draft, or one at rest */
@@ -246,6 +252,8 @@ static int deliver(dt_session *s, dt_turn *turn, int n) {
 static void count(dt_session *s, int n) {
     dt_stats *stats = &s->stats;
     stats->n_steps++;
+    stats->steps_by[s->from]++;
+    stats->tokens_by[s->from] += n;
     stats->n_drafted += s->n_nodes - 1;
     stats->n_generated += n;
     stats->n_accepted += n - 1;
@@ -260,6 +268,11 @@ dt_err dt_verify_step(dt_session *s, dt_turn *turn) {
     double waited = s->stats.wait_seconds;
     origin from = take_tree(s, turn, DT_MIN(s->n_ctx - s->n_tokens, turn->n_left));
     turn->first = false;
+    s->from = dt_guard_rests(&s->guard) ? DT_STAT_FROM_REST : DT_STAT_FROM_PLAIN;
+    if (from == ORIGIN_DRAFT && (uint32_t)s->snapshot.mode < DT_STAT_FROM_COUNT)
+        s->from = (dt_stat_from)s->snapshot.mode;
+    else if (from == ORIGIN_DRAFT && s->n_nodes > 1)
+        s->from = DT_STAT_FROM_MODEL;
     DT_TRY(run_target(s));
     int n = trim_walk(s, turn);
     DT_TRY(commit(s, n));
