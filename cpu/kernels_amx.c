@@ -17,6 +17,13 @@
 #define DT_TILE 8
 #include "cpu/tile512.h"
 
+/* A tile's number is a constant of the instruction; the emulation takes it as it comes. */
+#ifdef DT_AMX_EMULATED
+#define EACH_TILE
+#else
+#define EACH_TILE UNROLL
+#endif
+
 enum { PASS_ROWS = 2 * DT_AMX_ROWS, TILE_BYTES = 16 * DT_LINE };
 
 /* One or two tiles of rows, of one height: where a number is odd they share a row. */
@@ -40,22 +47,23 @@ typedef int32_t sums_of[PASS_ROWS][16];
 INLINE void pass_dot(dt_amx *x, const pass *p, size_t at, const uint8_t (*b)[TILE_BYTES],
     const int n_digits, const bool b_signed) {
     size_t k = (size_t)p->act->k;
-    UNROLL for (int d = 0; d < n_digits; d++) {
+    EACH_TILE for (int d = 0; d < n_digits; d++) {
         amx_load_b(x, b[d]);
-        UNROLL for (int j = 0; j < 2; j++) {
-            if (j == p->n_tiles)
-                break;
+        EACH_TILE for (int j = 0; j < 2; j++) {
+            if (j >= p->n_tiles)
+                continue;
             amx_load_a(x, p->act->q + (p->row0 + (size_t)p->first[j]) * k + at, k);
             amx_dot(x, 2 * d + j, b_signed);
         }
     }
 }
 INLINE void pass_zero(dt_amx *x, const int n_digits) {
-    UNROLL for (int c = 0; c < 2 * n_digits; c++) amx_zero(x, c);
+    EACH_TILE for (int c = 0; c < 2 * n_digits; c++) amx_zero(x, c);
 }
 INLINE void pass_store(const dt_amx *x, const pass *p, sums_of *sums, const int n_digits) {
-    UNROLL for (int d = 0; d < n_digits; d++) UNROLL for (int j = 0; j < 2; j++) if (j < p->n_tiles)
-        amx_store(x, 2 * d + j, sums[d][p->first[j]]);
+    EACH_TILE for (int d = 0; d < n_digits; d++)
+        EACH_TILE for (int j = 0; j < 2; j++) if (j < p->n_tiles)
+            amx_store(x, 2 * d + j, sums[d][p->first[j]]);
 }
 
 INLINE __m512i load_sums(const int32_t *p) {
