@@ -12,14 +12,37 @@ enum { ATTN_TILE = 8, ATTN_VALUE_TILE = 4, ATTN_VALUE_VECTORS = 4 };
 enum { ATTN_TILE = 4, ATTN_VALUE_TILE = 2, ATTN_VALUE_VECTORS = 2 };
 #endif
 
+/* Where the keys of 16 rows lie. */
+typedef struct attn_block {
+    const void *keys;
+    const uint16_t *scales;
+} attn_block;
+
+static inline attn_block attn_block_at(const dt_attn_range *a, int row) {
+    size_t step = (size_t)row / DT_ATTN_RANGE, block = (size_t)row % DT_ATTN_RANGE / 16;
+    size_t at = step * a->key_step + block * 16 * (size_t)a->head_dim;
+    if (a->kv == DT_KV_F16)
+        return (attn_block){(const uint16_t *)a->keys + at, NULL};
+    size_t n_blocks = (size_t)dt_kv_blocks(a->head_dim);
+    return (attn_block){
+        (const int8_t *)a->keys + at, a->key_scales + step * a->scale_step + block * 16 * n_blocks};
+}
+
 /* scores[j][0..16) of n queries against one block of 16 keys. */
 static inline void attn_score_tile(float *scores, size_t stride, const float *const *q,
-    const uint16_t *block, int head_dim, v16 scale, const int n) {
-    v16 sum[ATTN_TILE];
+    attn_block block, int head_dim, v16 scale, const int n, const bool q8) {
+    v16 sum[ATTN_TILE], d8 = v16_zero();
     for (int j = 0; j < n; j++)
         sum[j] = v16_zero();
     for (int d = 0; d < head_dim; d++) {
-        v16 key = v16_from_f16(block + (size_t)d * 16);
+        v16 key;
+        if (q8) {
+            if (d % DT_KV_BLOCK == 0)
+                d8 = v16_from_f16(block.scales + d / DT_KV_BLOCK * 16);
+            key = v16_mul(v16_from_i8((const int8_t *)block.keys + (size_t)d * 16), d8);
+        } else {
+            key = v16_from_f16((const uint16_t *)block.keys + (size_t)d * 16);
+        }
         for (int j = 0; j < n; j++)
             sum[j] = v16_fma(v16_set1(q[j][d]), key, sum[j]);
     }
@@ -27,16 +50,26 @@ static inline void attn_score_tile(float *scores, size_t stride, const float *co
         v16_store(scores + (size_t)j * stride, v16_mul(sum[j], scale));
 }
 
-static void attn_score(float *scores, size_t stride, const float *const *q, int n_q,
-    const uint16_t *block, int head_dim, float scale) {
+static inline void attn_score_block(float *scores, size_t stride, const float *const *q, int n_q,
+    attn_block block, int head_dim, float scale, const bool q8) {
     v16 s = v16_set1(scale);
     int j = 0;
     for (; j + ATTN_TILE <= n_q; j += ATTN_TILE)
-        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, ATTN_TILE);
+        attn_score_tile(
+            scores + (size_t)j * stride, stride, q + j, block, head_dim, s, ATTN_TILE, q8);
     for (; j + 2 <= n_q; j += 2)
-        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, 2);
+        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, 2, q8);
     if (j < n_q)
-        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, 1);
+        attn_score_tile(scores + (size_t)j * stride, stride, q + j, block, head_dim, s, 1, q8);
+}
+
+static void attn_score(
+    const dt_attn_range *a, float *scores, size_t stride, const float *const *q, int n_q, int row) {
+    attn_block block = attn_block_at(a, row);
+    if (a->kv == DT_KV_F16)
+        attn_score_block(scores, stride, q, n_q, block, a->head_dim, a->scale, false);
+    else
+        attn_score_block(scores, stride, q, n_q, block, a->head_dim, a->scale, true);
 }
 
 /* Scores of the speculative positions of one row, from wherever its ancestors lie. */
@@ -48,10 +81,7 @@ static void attn_score_ancestors(const dt_attn_range *a, const dt_attn_row *row,
         int32_t at = row->ancestors[p - a->n_committed];
         if (at / 16 != block) {
             block = at / 16;
-            attn_score(lanes, 16, q, a->n_group,
-                a->keys + (size_t)(at / DT_ATTN_RANGE) * a->key_step +
-                    (size_t)(at % DT_ATTN_RANGE / 16) * 16 * (size_t)a->head_dim,
-                a->head_dim, a->scale);
+            attn_score(a, lanes, 16, q, a->n_group, at);
         }
         for (int g = 0; g < a->n_group; g++)
             scores[(size_t)g * DT_ATTN_RANGE + (size_t)(p - a->position0)] =
@@ -86,22 +116,32 @@ static void attn_softmax(float *scores, int begin, int n, float *max_out, float 
     *sum_out = v16_sum(sum);
 }
 
-/* out[j][0 .. n_v*16) += weights of n queries times n values, positions ascending. `rows`: where
- * the values lie, NULL for consecutive rows. */
+/* out[j][0 .. n_v*16) += weights of n queries times columns [c ..) of n values, positions
+ * ascending. `rows`: the cache rows in which the values lie; NULL: row0 and those that follow it in
+ * its step. */
 static inline void attn_value_tile(float *const *out, const float *const *weights,
-    const uint16_t *values, size_t v_stride, size_t step, const int32_t *rows, int n_positions,
-    const int n, const int n_v) {
+    const dt_attn_range *a, int c, int row0, const int32_t *rows, int n_positions, const int n,
+    const int n_v, const bool q8) {
     v16 sum[ATTN_VALUE_TILE][ATTN_VALUE_VECTORS];
+    size_t v_stride = (size_t)a->v_stride, n_blocks = (size_t)dt_kv_blocks(a->head_dim);
     for (int j = 0; j < n; j++)
         for (int v = 0; v < n_v; v++)
             sum[j][v] = v16_load(out[j] + v * 16);
-    for (int p = 0; p < n_positions; p++) {
-        const uint16_t *value = values + (size_t)p * v_stride;
-        if (rows)
-            value = values + (size_t)(rows[p] / DT_ATTN_RANGE) * step +
-                    (size_t)(rows[p] % DT_ATTN_RANGE) * v_stride;
+    size_t step = (size_t)row0 / DT_ATTN_RANGE, in = (size_t)row0 % DT_ATTN_RANGE;
+    for (int p = 0; p < n_positions; p++, in++) {
+        if (rows) {
+            step = (size_t)rows[p] / DT_ATTN_RANGE;
+            in = (size_t)rows[p] % DT_ATTN_RANGE;
+        }
+        size_t at = step * a->value_step + in * v_stride + (size_t)c;
+        const uint16_t *scales = q8 ? a->value_scales + step * a->scale_step + in * n_blocks : NULL;
         for (int v = 0; v < n_v; v++) {
-            v16 x = v16_from_f16(value + v * 16);
+            v16 x;
+            if (q8)
+                x = v16_mul(v16_from_i8((const int8_t *)a->values + at + v * 16),
+                    v16_set1_f16(scales + (c + v * 16) / DT_KV_BLOCK));
+            else
+                x = v16_from_f16((const uint16_t *)a->values + at + v * 16);
             for (int j = 0; j < n; j++)
                 sum[j][v] = v16_fma(v16_set1(weights[j][p]), x, sum[j][v]);
         }
@@ -113,31 +153,37 @@ static inline void attn_value_tile(float *const *out, const float *const *weight
 
 /* All value columns of n queries (n <= ATTN_VALUE_TILE). */
 static inline void attn_value_columns(float *const *out, const float *const *weights,
-    const uint16_t *values, int v_stride, size_t step, const int32_t *rows, int n_positions,
-    const int n) {
+    const dt_attn_range *a, int row0, const int32_t *rows, int n_positions, const int n,
+    const bool q8) {
     float *at[ATTN_VALUE_TILE];
     int c = 0;
-    for (; c + ATTN_VALUE_VECTORS * 16 <= v_stride; c += ATTN_VALUE_VECTORS * 16) {
+    for (; c + ATTN_VALUE_VECTORS * 16 <= a->v_stride; c += ATTN_VALUE_VECTORS * 16) {
         for (int j = 0; j < n; j++)
             at[j] = out[j] + c;
-        attn_value_tile(at, weights, values + c, (size_t)v_stride, step, rows, n_positions, n,
-            ATTN_VALUE_VECTORS);
+        attn_value_tile(at, weights, a, c, row0, rows, n_positions, n, ATTN_VALUE_VECTORS, q8);
     }
-    for (; c < v_stride; c += 16) {
+    for (; c < a->v_stride; c += 16) {
         for (int j = 0; j < n; j++)
             at[j] = out[j] + c;
-        attn_value_tile(at, weights, values + c, (size_t)v_stride, step, rows, n_positions, n, 1);
+        attn_value_tile(at, weights, a, c, row0, rows, n_positions, n, 1, q8);
     }
 }
 
-static void attn_values(float *const *out, const float *const *weights, int n_q,
-    const uint16_t *values, int v_stride, size_t step, const int32_t *rows, int n_positions) {
+static inline void attn_values_of(float *const *out, const float *const *weights, int n_q,
+    const dt_attn_range *a, int row0, const int32_t *rows, int n_positions, const bool q8) {
     int j = 0;
     for (; j + ATTN_VALUE_TILE <= n_q; j += ATTN_VALUE_TILE)
-        attn_value_columns(
-            out + j, weights + j, values, v_stride, step, rows, n_positions, ATTN_VALUE_TILE);
+        attn_value_columns(out + j, weights + j, a, row0, rows, n_positions, ATTN_VALUE_TILE, q8);
     for (; j < n_q; j++)
-        attn_value_columns(out + j, weights + j, values, v_stride, step, rows, n_positions, 1);
+        attn_value_columns(out + j, weights + j, a, row0, rows, n_positions, 1, q8);
+}
+
+static void attn_values(float *const *out, const float *const *weights, int n_q,
+    const dt_attn_range *a, int row0, const int32_t *rows, int n_positions) {
+    if (a->kv == DT_KV_F16)
+        attn_values_of(out, weights, n_q, a, row0, rows, n_positions, false);
+    else
+        attn_values_of(out, weights, n_q, a, row0, rows, n_positions, true);
 }
 
 /* What a row sees of the range, in positions of the range: committed keys [begin, committed), then
@@ -161,10 +207,7 @@ static void attn_committed(
     const float *weights[DT_ATTN_QUERIES];
     for (int j = 0; j < n; j++)
         weights[j] = a->scores + (size_t)(j0 + j) * DT_ATTN_RANGE + from;
-    attn_values(out + j0, weights, n,
-        a->values + (size_t)(a->position0 / DT_ATTN_RANGE) * a->value_step +
-            (size_t)from * (size_t)a->v_stride,
-        a->v_stride, 0, NULL, to - from);
+    attn_values(out + j0, weights, n, a, a->position0 + from, NULL, to - from);
 }
 
 /* At most DT_ATTN_QUERIES queries: they share the loads of the committed keys and values that all
@@ -186,10 +229,8 @@ static void attn_rows(const dt_attn_range *a, int row0, int n_rows) {
         high = DT_MAX(high, s.begin);
         committed = s.committed;
     }
-    const uint16_t *keys = a->keys + (size_t)(a->position0 / DT_ATTN_RANGE) * a->key_step;
     for (int p = low / 16 * 16; p < committed; p += 16)
-        attn_score(scores + p, DT_ATTN_RANGE, q, n_q, keys + (size_t)p * (size_t)a->head_dim,
-            a->head_dim, a->scale);
+        attn_score(a, scores + p, DT_ATTN_RANGE, q, n_q, a->position0 + p);
     for (int i = 0; i < n_rows; i++) {
         const dt_attn_row *row = &a->rows[row0 + i];
         attn_span s = attn_span_of(a, row);
@@ -224,9 +265,8 @@ static void attn_rows(const dt_attn_range *a, int row0, int n_rows) {
             continue;
         for (int g = 0; g < a->n_group; g++)
             weights[g] = scores + (size_t)(i * a->n_group + g) * DT_ATTN_RANGE + s.apart;
-        attn_values(out + i * a->n_group, weights, a->n_group, a->values, a->v_stride,
-            a->value_step, row->ancestors + (a->position0 + s.apart - a->n_committed),
-            s.end - s.apart);
+        attn_values(out + i * a->n_group, weights, a->n_group, a, 0,
+            row->ancestors + (a->position0 + s.apart - a->n_committed), s.end - s.apart);
     }
 }
 

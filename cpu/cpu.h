@@ -46,10 +46,13 @@ void dt_cpu_weights_bytes(size_t *packed_out, size_t *source_out, const dt_cpu_w
 dt_err dt_cpu_check_openblas(char *id, size_t n_id, char *fault, size_t n_fault);
 
 /* Bytes that grow with the rows of a forward over a model, when all are used. */
-size_t dt_cpu_forward_bytes(const dt_config *config, int n_rows);
+size_t dt_cpu_forward_bytes(const dt_config *config, int n_rows, dt_kv_type kv);
 
 /* A forward with room for n_rows KV rows (committed and speculative together). Address space for
  * the rows is reserved; their memory comes page by page as they are first used. */
+dt_err dt_cpu_forward_open_kv(
+    dt_forward **out, const dt_cpu_weights *weights, int n_rows, dt_kv_type kv);
+/* With halves. */
 dt_err dt_cpu_forward_open(dt_forward **out, const dt_cpu_weights *weights, int n_rows);
 
 /* A buffer of n_bytes (rounded up) on huge pages, for measuring how fast the team reads memory. The

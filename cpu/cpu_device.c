@@ -176,7 +176,7 @@ static void name_numerics(dt_cpu_weights *w, const char *openblas_id) {
                       : w->way == DT_MATMUL_FLOAT || !quantised ? "f32"
                       : plain                                   ? "int8+f32"
                                                                 : "int8";
-    snprintf(w->numerics, sizeof w->numerics, "%s,kv-f16", way);
+    snprintf(w->numerics, sizeof w->numerics, "%s", way);
 }
 
 static dt_err make_frequencies(dt_cpu_weights *w) {

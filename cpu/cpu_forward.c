@@ -1,6 +1,7 @@
 /* The forward pass of llama-like models on the CPU team: one function, run by every worker, in
  * phases that end at a barrier. Within a phase workers take tasks from a counter of that phase. */
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "cpu/device.h"
@@ -16,6 +17,7 @@ typedef struct cpu_forward {
     dt_forward base;
     const dt_cpu_weights *w;
     dt_kv kv;
+    char numerics[112];
     size_t logits_bytes, part_bytes;
 
     /* The batch that runs. */
@@ -258,7 +260,8 @@ static void attend(pass *p, int i_layer) {
     int heads = (group + f->n_head_split - 1) / f->n_head_split; /* of a task */
     int rows = DT_MAX(1, DT_ATTN_QUERIES / heads);
     int n_tiles = (f->n_rows + rows - 1) / rows;
-    bool local = p->config->local[i_layer];
+    bool local = p->config->local[i_layer], scaled = f->kv.type == DT_KV_Q8_0;
+    size_t element = scaled ? sizeof(int8_t) : sizeof(uint16_t);
     int range0 = local ? f->local_range0 : 0, n_ranges = f->n_ranges - range0;
     int n_tasks = n_kv * f->n_head_split * n_ranges * n_tiles;
     size_t part_stride = (size_t)f->kv.v_stride + 16;
@@ -283,10 +286,14 @@ static void attend(pass *p, int i_layer) {
             .rows = (local ? f->local_rows : f->rows) + row0,
             .q = f->q + (size_t)row0 * (size_t)(n_head * head_dim) + (size_t)(head0 * head_dim),
             .q_stride = (size_t)(n_head * head_dim),
-            .keys = f->kv.keys + head_at * f->kv.head_keys,
-            .values = f->kv.values + head_at * f->kv.head_values,
+            .kv = f->kv.type,
+            .keys = f->kv.keys + head_at * f->kv.head_keys * element,
+            .values = f->kv.values + head_at * f->kv.head_values * element,
             .key_step = f->kv.key_step,
             .value_step = f->kv.value_step,
+            .key_scales = scaled ? f->kv.key_scales + head_at * f->kv.head_scales : NULL,
+            .value_scales = scaled ? f->kv.value_scales + head_at * f->kv.head_scales : NULL,
+            .scale_step = f->kv.scale_step,
             .part = f->part + (((size_t)range * DT_BATCH_MAX + (size_t)row0) * (size_t)n_head +
                                   (size_t)head0) *
                                   part_stride,
@@ -546,16 +553,16 @@ static size_t part_bytes(const dt_config *c, int n_rows) {
     return n_ranges * DT_BATCH_MAX * (size_t)c->n_head * (v_stride + 16) * sizeof(float);
 }
 
-size_t dt_cpu_forward_bytes(const dt_config *config, int n_rows) {
-    return dt_kv_bytes(config, n_rows) + part_bytes(config, n_rows);
+size_t dt_cpu_forward_bytes(const dt_config *config, int n_rows, dt_kv_type kv) {
+    return dt_kv_bytes(config, n_rows, kv) + part_bytes(config, n_rows);
 }
 
-static dt_err allocate_cache(cpu_forward *f, int n_rows) {
+static dt_err allocate_cache(cpu_forward *f, int n_rows, dt_kv_type kv) {
     const dt_config *c = &f->w->model->config;
     DT_TRY(dt_rows_init(&f->base.rows, n_rows));
-    f->base.kv_bytes = dt_kv_bytes(c, n_rows);
-    f->base.kv_token_bytes = dt_kv_bytes(c, DT_ATTN_RANGE) / DT_ATTN_RANGE;
-    DT_TRY(dt_kv_open(&f->kv, c, n_rows));
+    f->base.kv_bytes = dt_kv_bytes(c, n_rows, kv);
+    f->base.kv_token_bytes = dt_kv_bytes(c, DT_ATTN_RANGE, kv) / DT_ATTN_RANGE;
+    DT_TRY(dt_kv_open(&f->kv, c, n_rows, kv));
     f->part_bytes = part_bytes(c, n_rows);
     return dt_mem_reserve(&f->part, f->part_bytes);
 }
@@ -599,15 +606,18 @@ static dt_err allocate_work(cpu_forward *f) {
     return dt_mem_alloc(&f->next, (size_t)f->n_phases * sizeof *f->next);
 }
 
-dt_err dt_cpu_forward_open(dt_forward **out, const dt_cpu_weights *weights, int n_rows) {
+dt_err dt_cpu_forward_open_kv(
+    dt_forward **out, const dt_cpu_weights *weights, int n_rows, dt_kv_type kv) {
     cpu_forward *f;
     DT_TRY(dt_mem_alloc(&f, sizeof *f));
     f->w = weights;
     f->base.ops = &cpu_ops;
     f->base.model = weights->model;
     f->base.device = "cpu";
-    f->base.numerics = weights->numerics;
-    dt_err err = allocate_cache(f, n_rows);
+    snprintf(f->numerics, sizeof f->numerics, "%s,kv-%s", weights->numerics,
+        kv == DT_KV_F16 ? "f16" : "q8_0");
+    f->base.numerics = f->numerics;
+    dt_err err = allocate_cache(f, n_rows, kv);
     if (err == DT_OK)
         err = allocate_work(f);
     if (err != DT_OK) {
@@ -618,4 +628,8 @@ dt_err dt_cpu_forward_open(dt_forward **out, const dt_cpu_weights *weights, int 
     f->base.features = f->h;
     *out = &f->base;
     return DT_OK;
+}
+
+dt_err dt_cpu_forward_open(dt_forward **out, const dt_cpu_weights *weights, int n_rows) {
+    return dt_cpu_forward_open_kv(out, weights, n_rows, DT_KV_F16);
 }

@@ -21,7 +21,7 @@ struct dt_cpu_weights {
     dt_cpu *cpu;
     const dt_model *model;
     dt_matmul_way way; /* never DT_MATMUL_AUTO */
-    char numerics[96];
+    char numerics[96]; /* of the products: a forward adds its KV type */
     char disclaimer[160];
     dt_cpu_layer *layers; /* [n_layer] */
     dt_weight output;

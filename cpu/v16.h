@@ -29,6 +29,13 @@ static inline void v16_to_f16(uint16_t *p, v16 a) {
     _mm256_storeu_si256(
         (__m256i *)(void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+static inline v16 v16_from_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+static inline v16 v16_set1_f16(const uint16_t *p) {
+    return _mm512_set1_ps(_cvtsh_ss(*p));
+}
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     return _mm512_fmadd_ps(a, b, c);
 }
@@ -62,6 +69,16 @@ static inline v16 v16_from_f16(const uint16_t *p) {
 static inline void v16_to_f16(uint16_t *p, v16 a) {
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128((__m128i *)(void *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline v16 v16_from_i8(const int8_t *p) {
+    return (v16){
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p))),
+        _mm256_cvtepi32_ps(
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 8))))};
+}
+static inline v16 v16_set1_f16(const uint16_t *p) {
+    float x = _cvtsh_ss(*p);
+    return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)};
 }
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     return (v16){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
@@ -104,6 +121,15 @@ static inline v16 v16_from_f16(const uint16_t *p) {
 static inline void v16_to_f16(uint16_t *p, v16 a) {
     for (int i = 0; i < 16; i++)
         p[i] = dt_f32_to_f16(a.v[i]);
+}
+static inline v16 v16_from_i8(const int8_t *p) {
+    v16 a;
+    for (int i = 0; i < 16; i++)
+        a.v[i] = (float)p[i];
+    return a;
+}
+static inline v16 v16_set1_f16(const uint16_t *p) {
+    return v16_set1(dt_f16_to_f32(*p));
 }
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     for (int i = 0; i < 16; i++)

@@ -11,6 +11,12 @@
 
 #include "src/base/common.h"
 
+/* What a cache holds of keys and values (doc/numerics.md, "Keys and values"). */
+typedef enum dt_kv_type {
+    DT_KV_F16,
+    DT_KV_Q8_0, /* int8 with a half-precision scale for 32 elements of a head */
+} dt_kv_type;
+
 typedef struct dt_rows {
     int n_max; /* capacity in rows */
     int n_committed;

@@ -97,8 +97,9 @@ typedef enum dt_draft_kind {
 struct dt_draft; /* src/spec/draft.h: a source of one's own, for tests */
 
 typedef struct dt_session_options {
-    int n_ctx; /* tokens of prompt and answer together; 0: the smaller of 4096 and the
-                  model's training context; DT_CONTEXT_TRAINED: that context */
+    int n_ctx;      /* tokens of prompt and answer together; 0: the smaller of 4096 and the
+                       model's training context; DT_CONTEXT_TRAINED: that context */
+    const char *kv; /* what the target's KV cache holds: NULL or "f16", "q8_0" */
     dt_sampling sampling;
     dt_draft_kind draft;
     int tree;   /* nodes of a verified tree with its root, 2 .. DT_TREE_MAX; 0: default */

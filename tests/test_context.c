@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include "cpu/cpu.h"
+#include "cpu/kv.h"
+#include "src/base/dtype.h"
 #include "src/base/limits.h"
 #include "src/spec/session.h"
 #include "tests/test.h"
@@ -53,6 +55,17 @@ static void check_limits(dt_engine *engine) {
     o.n_ctx = n_fit + 1024;
     o.draft = DT_DRAFT_NONE;
     CHECK_OK(dt_context_check(engine, &o, 20000000));
+    /* A smaller KV type does too. */
+    dt_session *session = NULL;
+    o.kv = "q8_0";
+    o.n_ctx = 64;
+    CHECK_OK(dt_session_open(&session, engine, &o));
+    dt_stats stats;
+    dt_session_stats(session, &stats);
+    CHECK_MSG(strstr(stats.numerics, ",kv-q8_0"), "%s", stats.numerics);
+    dt_session_close(session);
+    o.kv = "q4_0";
+    CHECK_FAILS(dt_session_open(&session, engine, &o), DT_ERR_INPUT, "want f16 or q8_0");
 }
 
 /* Opening a long context takes little, and using some of it takes that much. */
@@ -82,8 +95,8 @@ static void check_growth(dt_engine *engine) {
     int last;
     CHECK_OK(dt_forward_prefill(&last, forward, tokens, N_USED, 64, NULL, NULL));
     size_t used = resident_bytes();
-    size_t whole = dt_cpu_forward_bytes(&forward->model->config, N_CTX);
-    size_t part = dt_cpu_forward_bytes(&forward->model->config, N_USED);
+    size_t whole = dt_cpu_forward_bytes(&forward->model->config, N_CTX, DT_KV_F16);
+    size_t part = dt_cpu_forward_bytes(&forward->model->config, N_USED, DT_KV_F16);
     printf("context of %d: %zu KB when full, %zu KB at open, %zu KB with %d tokens (%zu KB)\n",
         N_CTX, whole >> 10, (opened - before) >> 10, (used - before) >> 10, N_USED, part >> 10);
     CHECK(whole > (size_t)400 << 20);
@@ -94,6 +107,36 @@ static void check_growth(dt_engine *engine) {
     dt_cpu_unload(weights);
     dt_cpu_close(cpu);
     dt_topo_close(topo);
+}
+
+/* Blocks of the Q8_0 cache: the levels, the scale, and what is no number. */
+static void check_blocks(void) {
+    float x[DT_KV_BLOCK];
+    int8_t q[DT_KV_BLOCK * 16];
+    test_rng rng = test_rng_open();
+    for (int round = 0; round < 1000; round++) {
+        float largest = 0;
+        for (int i = 0; i < DT_KV_BLOCK; i++) {
+            x[i] = (test_rng_float(&rng) - 0.5f) * (round % 3 ? 7.0f : 1e-5f);
+            largest = DT_MAX(largest, x[i] < 0 ? -x[i] : x[i]);
+        }
+        float d = dt_f16_to_f32(dt_kv_quantise(q, 16, x, DT_KV_BLOCK));
+        /* Half a level, and where the scale was rounded down what the largest lost by the cut. */
+        double most = 0.5 * (double)d + 127 * 0x1p-11 * (double)d + 127 * 0x1p-25;
+        for (int i = 0; i < DT_KV_BLOCK; i++) {
+            double off = (double)x[i] - (double)d * q[i * 16];
+            CHECK_MSG(off <= most && -off <= most, "%g became %d levels of %g", (double)x[i],
+                q[i * 16], (double)d);
+        }
+    }
+    memset(x, 0, sizeof x);
+    CHECK(dt_kv_quantise(q, 1, x, DT_KV_BLOCK) == 0 && q[0] == 0);
+    x[3] = __builtin_nanf("");
+    float d = dt_f16_to_f32(dt_kv_quantise(q, 1, x, DT_KV_BLOCK));
+    CHECK(d != d && q[3] == 0);
+    x[3] = -__builtin_inff();
+    d = dt_f16_to_f32(dt_kv_quantise(q, 1, x, DT_KV_BLOCK));
+    CHECK(d == __builtin_inff() && q[3] == 0);
 }
 
 static void check_warning(dt_engine *engine) {
@@ -129,6 +172,7 @@ static void check_warning(dt_engine *engine) {
 int main(void) {
     char target[1024];
     snprintf(target, sizeof target, "%s", data_path("tiny-qwen2.gguf"));
+    check_blocks();
     dt_engine *engine = NULL;
     dt_engine_options o = {.target = target, .draft = data_path("tiny-draft.gguf"), .n_threads = 1};
     CHECK_OK(dt_engine_open(&engine, &o));

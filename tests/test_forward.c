@@ -23,12 +23,14 @@ typedef struct setup {
     dt_forward *forward;
 } setup;
 
+static dt_kv_type kv = DT_KV_F16;
+
 static void setup_open(
     setup *s, const dt_model *model, int n_threads, const char *isa, dt_matmul_way way) {
     memset(s, 0, sizeof *s);
     CHECK_OK(dt_cpu_open(&s->cpu, topo, n_threads, isa));
     CHECK_OK(dt_cpu_load(&s->weights, s->cpu, model, way, NULL, NULL));
-    CHECK_OK(dt_cpu_forward_open(&s->forward, s->weights, N_ROWS));
+    CHECK_OK(dt_cpu_forward_open_kv(&s->forward, s->weights, N_ROWS, kv));
 }
 
 static void setup_close(setup *s) {
@@ -299,6 +301,13 @@ int main(void) {
         "tiny-qwen3.gguf", "tiny-gemma3.gguf", "tiny-mistral.gguf", "tiny-phi3.gguf"};
     for (size_t i = 0; i < DT_COUNT(others); i++)
         check_model(others[i], false);
+    /* The other KV type, on heads of a part of one block and of two. */
+    kv = DT_KV_Q8_0;
+    static const char *const q8[] = {"tiny-f16.gguf", "tiny-gemma3.gguf"};
+    for (size_t i = 0; i < DT_COUNT(q8); i++)
+        check_model(q8[i], false);
+    check_long("tiny-gemma3.gguf");
+    kv = DT_KV_F16;
     check_way("tiny-qwen2.gguf", DT_MATMUL_FLOAT, "c");
 #ifdef DT_HAVE_OPENBLAS
     check_way("tiny-qwen2.gguf", DT_MATMUL_OPENBLAS, NULL);

@@ -235,6 +235,8 @@ static const opt OPTIONS[] = {
         "auto: the best of this CPU)"},
     {IN_ENGINE & ~(unsigned)IN_BENCH, {"--isa"}, OPT_WORD, FIELD(isa), 0, 0,
         "auto|c|avx2|avxvnni|avx512|amx", "instruction set (default auto: the best of this CPU)"},
+    {IN_ENGINE, {"--kv"}, OPT_WORD, FIELD(kv), 0, 0, "f16|q8_0",
+        "what the target's KV cache holds (default f16); q8_0 takes about half the memory"},
     {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas|float",
         "how matrices are multiplied (default auto)"},
     {IN_TALK, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",
@@ -824,6 +826,7 @@ int cli_leave(int code) {
 
 void cli_session_options(dt_session_options *out, const cli_opts *opts) {
     dt_session_options_default(out);
+    out->kv = opts->kv;
     out->n_ctx = opts->n_ctx > 0 ? (int)opts->n_ctx : opts->n_ctx == 0 ? DT_CONTEXT_TRAINED : 0;
     dt_sampling *sampling = &out->sampling;
     sampling->temperature = (float)opts->temperature;

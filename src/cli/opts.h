@@ -52,7 +52,7 @@ typedef struct cli_opts {
     const char *draft_device;
     int64_t gpu; /* -1: none given */
     int64_t n_threads;
-    const char *isa, *matmul;
+    const char *isa, *matmul, *kv;
     /* the prompt */
     const char *prompt, *file, *jsonl, *ids_file, *system, *chat_template;
     int think; /* dt_chat_think */

@@ -213,11 +213,15 @@ static bool wants_model_draft(const dt_engine *engine, const dt_session_options 
            (o->draft == DT_DRAFT_AUTO || o->draft == DT_DRAFT_MODEL);
 }
 
+static dt_kv_type kv_type(const dt_session_options *o) {
+    return o->kv && strcmp(o->kv, "q8_0") == 0 ? DT_KV_Q8_0 : DT_KV_F16;
+}
+
 /* What a context takes when it is full: caches, scores in parts, and the lists of tokens. */
 static size_t context_bytes(const dt_engine *engine, const dt_session_options *o, int n_ctx) {
-    size_t n = dt_cpu_forward_bytes(&engine->target->config, n_ctx + DT_TREE_MAX);
+    size_t n = dt_cpu_forward_bytes(&engine->target->config, n_ctx + DT_TREE_MAX, kv_type(o));
     if (wants_model_draft(engine, o))
-        n += dt_cpu_forward_bytes(&engine->draft->config, n_ctx + DRAFT_ROWS_SPARE);
+        n += dt_cpu_forward_bytes(&engine->draft->config, n_ctx + DRAFT_ROWS_SPARE, DT_KV_F16);
     return n + (size_t)n_ctx * CONTEXT_TOKEN_BYTES;
 }
 
@@ -244,7 +248,8 @@ static dt_err open_forwards(
     dt_limits limits;
     dt_limits_read(&limits, "");
     DT_TRY(dt_context_check(engine, o, limits.available_bytes ? limits.available_bytes : SIZE_MAX));
-    DT_TRY(dt_cpu_forward_open(&parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX));
+    DT_TRY(dt_cpu_forward_open_kv(
+        &parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX, kv_type(o)));
     if (!wants_model_draft(engine, o))
         return DT_OK;
     DT_TRY(dt_place_forward(&parts->draft, engine->draft_place, o->n_ctx + DRAFT_ROWS_SPARE));
@@ -319,6 +324,8 @@ dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_opt
         o.n_ctx = trained;
     if (o.n_ctx < 1 || o.n_ctx > DT_CONTEXT_MAX)
         DT_FAIL(DT_ERR_INPUT, "context size: want 1 to %d, got %d", DT_CONTEXT_MAX, o.n_ctx);
+    if (o.kv && strcmp(o.kv, "f16") != 0 && strcmp(o.kv, "q8_0") != 0)
+        DT_FAIL(DT_ERR_INPUT, "KV cache: want f16 or q8_0, got \"%s\"", o.kv);
     const dt_vocab *vocab = engine->target->vocab;
     dt_session_parts parts = {
         .n_common = engine->n_common,

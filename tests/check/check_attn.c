@@ -14,11 +14,69 @@ typedef struct attn_case {
     int poisoned; /* a position whose value is NaN; -1: none */
     int32_t ancestors[ROWS_MAX][64];
     dt_attn_row rows[ROWS_MAX];
-    uint16_t *keys, *values;
+    dt_kv_type kv;
+    uint16_t *keys, *values, *key_scales, *value_scales;
+    int8_t *keys8, *values8;
     float *q, *part, *scores;
     size_t n_part;
     dt_attn_range range;
 } attn_case;
+
+/* Steps of a single head, so that rows follow each other. */
+static void fill_cache(attn_case *c, int v_stride, test_rng *rng) {
+    size_t n_keys = CACHE_ROWS * (size_t)c->head_dim, n_values = CACHE_ROWS * (size_t)v_stride;
+    size_t n_scales = CACHE_ROWS * (size_t)dt_kv_blocks(c->head_dim);
+    if (c->kv == DT_KV_F16) {
+        c->keys = check_memory(n_keys * 2);
+        c->values = check_memory(n_values * 2);
+        for (size_t i = 0; i < n_keys; i++)
+            c->keys[i] = dt_f32_to_f16(check_normal(rng));
+        memset(c->values, 0, n_values * 2);
+        for (int i = 0; i < CACHE_ROWS; i++)
+            for (int d = 0; d < c->head_dim; d++)
+                c->values[i * v_stride + d] = dt_f32_to_f16(check_normal(rng));
+        return;
+    }
+    c->keys8 = check_memory(n_keys);
+    c->values8 = check_memory(n_values);
+    c->key_scales = check_memory(n_scales * 2);
+    c->value_scales = check_memory(n_scales * 2);
+    for (size_t i = 0; i < n_keys; i++)
+        c->keys8[i] = (int8_t)((int)test_rng_below(rng, 255) - 127);
+    memset(c->values8, 0, n_values);
+    for (int i = 0; i < CACHE_ROWS; i++)
+        for (int d = 0; d < c->head_dim; d++)
+            c->values8[i * v_stride + d] = (int8_t)((int)test_rng_below(rng, 255) - 127);
+    for (size_t i = 0; i < n_scales; i++) {
+        c->key_scales[i] = dt_f32_to_f16(0.005f + 0.02f * test_rng_float(rng));
+        c->value_scales[i] = dt_f32_to_f16(0.005f + 0.02f * test_rng_float(rng));
+    }
+}
+
+static double key_of(const attn_case *c, int row, int d) {
+    int at = row / 16 * 16 * c->head_dim + d * 16 + row % 16;
+    if (c->kv == DT_KV_F16)
+        return dt_f16_to_f32(c->keys[at]);
+    int scale = (row / 16 * dt_kv_blocks(c->head_dim) + d / DT_KV_BLOCK) * 16 + row % 16;
+    return (double)dt_f16_to_f32(c->key_scales[scale]) * c->keys8[at];
+}
+
+static double value_of(const attn_case *c, int row, int d) {
+    int at = row * c->range.v_stride + d;
+    if (c->kv == DT_KV_F16)
+        return dt_f16_to_f32(c->values[at]);
+    int scale = row * dt_kv_blocks(c->head_dim) + d / DT_KV_BLOCK;
+    return (double)dt_f16_to_f32(c->value_scales[scale]) * c->values8[at];
+}
+
+static void poison(attn_case *c, int row, int v_stride) {
+    for (int d = 0; d < c->head_dim; d++) {
+        if (c->kv == DT_KV_F16)
+            c->values[row * v_stride + d] = 0x7e00;
+        else
+            c->value_scales[row * dt_kv_blocks(c->head_dim) + d / DT_KV_BLOCK] = 0x7e00;
+    }
+}
 
 static void make_case(attn_case *c, test_rng *rng) {
     static const int dims[] = {16, 24, 64, 80, 128, 256};
@@ -28,14 +86,8 @@ static void make_case(attn_case *c, test_rng *rng) {
     c->n_committed = (int)test_rng_below(rng, 1050);
     c->position0 = (int)test_rng_below(rng, (uint32_t)(c->n_committed / 512 + 1)) * 512;
     int v_stride = (c->head_dim + 15) / 16 * 16;
-    c->keys = check_memory(CACHE_ROWS * (size_t)c->head_dim * 2);
-    c->values = check_memory(CACHE_ROWS * (size_t)v_stride * 2);
-    for (int i = 0; i < CACHE_ROWS * c->head_dim; i++)
-        c->keys[i] = dt_f32_to_f16(check_normal(rng));
-    memset(c->values, 0, CACHE_ROWS * (size_t)v_stride * 2);
-    for (int i = 0; i < CACHE_ROWS; i++)
-        for (int d = 0; d < c->head_dim; d++)
-            c->values[i * v_stride + d] = dt_f32_to_f16(check_normal(rng));
+    c->kv = test_rng_below(rng, 3) ? DT_KV_F16 : DT_KV_Q8_0;
+    fill_cache(c, v_stride, rng);
     size_t n_q = (size_t)(c->n_rows * c->n_group * c->head_dim);
     c->q = check_memory(n_q * sizeof(float));
     for (size_t i = 0; i < n_q; i++)
@@ -59,22 +111,39 @@ static void make_case(attn_case *c, test_rng *rng) {
     /* What a row does not see must not reach it through the rows that do. */
     c->poisoned = last > 0 && last <= c->n_committed ? last - 1 : -1;
     if (c->poisoned >= 0)
-        for (int d = 0; d < c->head_dim; d++)
-            c->values[c->poisoned * v_stride + d] = 0x7e00;
+        poison(c, c->poisoned, v_stride);
     size_t stride = (size_t)v_stride + 16;
     c->n_part = (size_t)c->n_rows * (size_t)c->n_group * stride;
     c->part = check_memory(c->n_part * sizeof(float));
     c->scores = check_memory(DT_ATTN_QUERIES * DT_ATTN_RANGE * sizeof(float));
-    c->range = (dt_attn_range){c->head_dim, v_stride, c->n_group, c->n_rows, c->n_committed,
-        c->position0, 1.0f / sqrtf((float)c->head_dim), c->rows, c->q,
-        (size_t)(c->n_group * c->head_dim), c->keys, c->values, DT_ATTN_RANGE * (size_t)c->head_dim,
-        DT_ATTN_RANGE * (size_t)v_stride, c->part, (size_t)c->n_group * stride, stride, c->scores};
+    bool q8 = c->kv == DT_KV_Q8_0;
+    c->range = (dt_attn_range){.head_dim = c->head_dim,
+        .v_stride = v_stride,
+        .n_group = c->n_group,
+        .n_rows = c->n_rows,
+        .n_committed = c->n_committed,
+        .position0 = c->position0,
+        .scale = 1.0f / sqrtf((float)c->head_dim),
+        .rows = c->rows,
+        .q = c->q,
+        .q_stride = (size_t)(c->n_group * c->head_dim),
+        .kv = c->kv,
+        .keys = q8 ? (void *)c->keys8 : c->keys,
+        .values = q8 ? (void *)c->values8 : c->values,
+        .key_step = DT_ATTN_RANGE * (size_t)c->head_dim,
+        .value_step = DT_ATTN_RANGE * (size_t)v_stride,
+        .key_scales = c->key_scales,
+        .value_scales = c->value_scales,
+        .scale_step = DT_ATTN_RANGE * (size_t)dt_kv_blocks(c->head_dim),
+        .part = c->part,
+        .part_row_stride = (size_t)c->n_group * stride,
+        .part_stride = stride,
+        .scores = c->scores};
 }
 
 /* Largest error of the C result against double precision, in units of what rounding allows. */
 static double error_of(const attn_case *c) {
     double worst = 0;
-    int v_stride = c->range.v_stride;
     for (int r = 0; r < c->n_rows; r++)
         for (int g = 0; g < c->n_group; g++) {
             const float *q = c->q + (r * c->n_group + g) * c->head_dim;
@@ -92,8 +161,7 @@ static double error_of(const attn_case *c) {
                 at[n] = p < c->n_committed ? p : c->ancestors[r][p - c->n_committed];
                 double s = 0, absolute = 0;
                 for (int d = 0; d < c->head_dim; d++) {
-                    double k =
-                        dt_f16_to_f32(c->keys[at[n] / 16 * 16 * c->head_dim + d * 16 + at[n] % 16]);
+                    double k = key_of(c, at[n], d);
                     s += q[d] * k;
                     absolute += fabs(q[d] * k);
                 }
@@ -114,7 +182,7 @@ static double error_of(const attn_case *c) {
             for (int d = 0; d < c->head_dim; d++) {
                 double o = 0, absolute = 0;
                 for (int i = 0; i < n; i++) {
-                    double v = dt_f16_to_f32(c->values[at[i] * v_stride + d]);
+                    double v = value_of(c, at[i], d);
                     o += scores[i] * v;
                     absolute += fabs(scores[i] * v);
                 }
@@ -154,7 +222,7 @@ static bool same_alone(const attn_case *c, const float *want) {
 }
 
 static int check_one(const check_run *run, test_rng *rng, const dt_kernels *table) {
-    attn_case c;
+    attn_case c = {0};
     make_case(&c, rng);
     memset(c.part, 0xa5, c.n_part * sizeof(float));
     run->c.attn_range(&c.range);
@@ -171,9 +239,10 @@ static int check_one(const check_run *run, test_rng *rng, const dt_kernels *tabl
     for (size_t i = 0; i < c.n_part; i++)
         if (!check_same(want[i], c.part[i]))
             return check_failed(run, "attn_range",
-                "dim %d, group %d, rows %d, committed %d, range at %d: value %zu is %g, not %g",
-                c.head_dim, c.n_group, c.n_rows, c.n_committed, c.position0, i, (double)c.part[i],
-                (double)want[i]);
+                "kv %d, dim %d, group %d, rows %d, committed %d, range at %d: value %zu is %g, not "
+                "%g",
+                (int)c.kv, c.head_dim, c.n_group, c.n_rows, c.n_committed, c.position0, i,
+                (double)c.part[i], (double)want[i]);
     return 0;
 }
 
