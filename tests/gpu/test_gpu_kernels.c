@@ -515,6 +515,8 @@ static void check_attention(int hd, int n_kv, int group, int n_committed, int m,
                 .q_stride = (size_t)nq,
                 .keys = c.keys + (size_t)g * c.head_keys,
                 .values = c.values + (size_t)g * c.head_values,
+                .key_step = (size_t)(DT_ATTN_RANGE * hd),
+                .value_step = (size_t)(DT_ATTN_RANGE * c.v_stride),
                 .part = part + (size_t)range * ROWS_MAX * row_stride +
                         (size_t)(g * group) * part_stride,
                 .part_row_stride = row_stride,
