@@ -538,14 +538,6 @@ static dt_err allocate_floats(float **out, int n_columns) {
     return dt_mem_alloc(out, DT_BATCH_MAX * (size_t)n_columns * sizeof **out);
 }
 
-/* `out`: address of a pointer. */
-static dt_err map_resident(void *out, size_t n_bytes) {
-    void *region = NULL;
-    DT_TRY(dt_mem_map_huge(&region, n_bytes));
-    memcpy(out, &region, sizeof region); /* owned by the forward even if the next step fails */
-    return dt_mem_populate(region, n_bytes);
-}
-
 /* As the cache, these come with the context that is used. */
 static size_t part_bytes(const dt_config *c, int n_rows) {
     size_t n_ranges = ((size_t)n_rows + DT_ATTN_RANGE - 1) / DT_ATTN_RANGE;
@@ -572,7 +564,8 @@ static dt_err allocate_work(cpu_forward *f) {
     int n_q = c->n_head * c->head_dim, n_kv = c->n_head_kv * c->head_dim;
     int k_max = f->k_max = DT_MAX(c->n_ff, DT_MAX(c->n_embd, n_q));
     f->logits_bytes = DT_BATCH_MAX * (size_t)c->n_vocab * sizeof *f->logits;
-    DT_TRY(map_resident(&f->logits, f->logits_bytes));
+    /* 67 MB where the vocabulary has 262,144 ids: pages come with the rows that are wanted. */
+    DT_TRY(dt_mem_reserve(&f->logits, f->logits_bytes));
     DT_TRY(dt_mem_alloc(&f->ancestors, DT_BATCH_MAX * ANCESTORS_MAX * sizeof *f->ancestors));
     struct {
         float **out;
