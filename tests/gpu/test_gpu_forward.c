@@ -1,6 +1,7 @@
 /* The forward on the device of this program's table (emulated, or a real GPU) against the CPU's:
  * logits equal in bits for chains and trees however they are batched, and the best tokens equal to
- * those found on the host. Exit code 77: no device. */
+ * those found on the host. Exit code 77: no device. Arguments are paths of other models, of which a
+ * few steps are run. */
 #include "cpu/cpu.h"
 #include "gpu/gpu.h"
 #include "src/base/mem.h"
@@ -15,6 +16,8 @@ static dt_gpu *gpu;
 static char *data_path(const char *name) {
     static char path[1024];
     const char *folder = getenv("DT_TEST_DATA");
+    if (strchr(name, '/'))
+        return strncpy(path, name, sizeof path - 1);
     snprintf(path, sizeof path, "%s/%s", folder ? folder : "tests/data", name);
     return path;
 }
@@ -231,7 +234,40 @@ static void check_model(const char *name, bool whole) {
     pair_close(&p);
 }
 
-int main(void) {
+/* A prompt of five tokens, then a row, then a fork of two. */
+static void check_steps(const char *path) {
+    pair p;
+    if (pair_open(&p, path)) {
+        int32_t prompt[] = {11, 785, 264, 40, 1207}, tokens[] = {13, 279, 1073}, parents[3];
+        dt_forward *both[2] = {p.a, p.b};
+        dt_topk_args args = topk_args(0, p.model->config.n_vocab);
+        int last = 0;
+        for (int j = 0; j < 2; j++)
+            CHECK_OK(dt_forward_prefill(&last, both[j], prompt, 5, 5, NULL, NULL));
+        check_row(&p, last, path);
+        args.position = 5;
+        check_topk(&p, last, &args, path);
+        parents[0] = dt_rows_last(&p.a->rows);
+        parents[1] = parents[2] = parents[0] + 1;
+        for (int j = 0; j < 2; j++) {
+            CHECK_OK(dt_forward_eval(both[j], &(dt_batch){1, tokens, parents, NULL}));
+            if (j == 1)
+                check_row(&p, 0, path);
+        }
+        for (int j = 0; j < 2; j++)
+            CHECK_OK(dt_forward_eval(both[j], &(dt_batch){2, tokens + 1, parents + 1, NULL}));
+        for (int way = 0; way < 3; way++)
+            for (int i = 0; i < 2; i++) {
+                args = topk_args(way, p.model->config.n_vocab);
+                args.position = 7;
+                check_row(&p, i, path);
+                check_topk(&p, i, &args, path);
+            }
+    }
+    pair_close(&p);
+}
+
+int main(int argc, char **argv) {
     if (dt_gpu_open(&gpu, DT_GPU_ANY) != DT_OK) {
         printf("skipped: %s\n", dt_err_message());
         return 77;
@@ -239,6 +275,10 @@ int main(void) {
     printf("%s\n", dt_gpu_describe(gpu));
     CHECK_OK(dt_topo_open(&topo, NULL));
     CHECK_OK(dt_cpu_open(&cpu, topo, 1, NULL));
+    for (int i = 1; i < argc; i++)
+        check_steps(argv[i]);
+    if (argc > 1)
+        goto end;
     check_model("tiny-llama.gguf", true);
     check_model("tiny-qwen2.gguf", true);
     check_model("tiny-qwen3.gguf", false);
@@ -248,6 +288,7 @@ int main(void) {
     check_model("tiny-iq4.gguf", false);
     check_model("tiny-draft.gguf", false);
     check_model("tiny-f16.gguf", false);
+end:
     dt_cpu_close(cpu);
     dt_topo_close(topo);
     dt_gpu_close(gpu);
