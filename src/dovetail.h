@@ -108,6 +108,7 @@ typedef struct dt_session_options {
     bool guard; /* stop drafting while it does not pay (on by default) */
     bool independent_noise;     /* the draft ignores the target's noise (for comparisons) */
     int prefill_batch;          /* prompt tokens read at once, 1 .. 4096 (64 a pass at most) */
+    int n_trace;                /* events of each lane that dt_session_trace can give; 0: none */
     struct dt_draft *own_draft; /* overrides `draft`; the session takes ownership; NULL */
 } dt_session_options;
 
@@ -206,6 +207,19 @@ typedef struct dt_stats {
 } dt_stats;
 
 void dt_session_stats(const dt_session *session, dt_stats *out);
+
+/* One thing that a thread did. */
+typedef struct dt_trace_event {
+    const char *what; /* a constant string */
+    int64_t start_ns, end_ns;
+    int32_t n_rows; /* of the tree or pass, 0 where there is none */
+} dt_trace_event;
+
+enum { DT_TRACE_VERIFY, DT_TRACE_DRAFT, DT_TRACE_LANES };
+
+/* What a lane's thread has done since the session was opened, in order; returns their number. The
+ * events stay in place until the session is closed. */
+int dt_session_trace(const dt_trace_event **out, const dt_session *session, int lane);
 
 /* What the target takes in a session. */
 typedef struct dt_memory {

@@ -205,6 +205,16 @@ def test_stats():
     froms = stats["proposals_from"].values()
     check(sum(f["tokens"] for f in froms) == 40, "tokens by source: %s" % stats["proposals_from"])
     check(sum(f["steps"] for f in froms) == stats["steps"], "steps by source")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace.json")
+        works(*RUN, "-d", DRAFT, "-p", "hello", "-n", "40", "--ignore-eos", "--trace", path)
+        with open(path, encoding="utf-8") as f:
+            events = json.load(f)["traceEvents"]
+        lanes = [{e["name"] for e in events if e["tid"] == tid and e["ph"] == "X"} for tid in (1, 2)]
+        check({"read prompt", "verify"} <= lanes[0] and "hand over" in lanes[1], "lanes %s" % lanes)
+        check(all(e["dur"] >= 0 for e in events if e["ph"] == "X"), "durations")
+    refuses(1, "cannot write", *RUN, "-p", "hello", "-n", "2", "--trace", "/nowhere/trace.json",
+            prints=True)
     check(len(stats["why"]) > 20, "why: %r" % stats["why"])
     stats, _ = stats_of("--draft", "none", "-p", "hello", "-n", "5", "--ignore-eos")
     check(stats["draft"]["source"] == "none" and stats["steps"] == 5, "plain decoding drafts")

@@ -107,6 +107,7 @@ static int open_run(run *r, const cli_opts *opts) {
                           (dt_chat_think)opts->think) != DT_OK)
         return cli_fail_err();
     cli_session_options(&r->session, opts);
+    r->session.n_trace = opts->trace ? 1 << 16 : 0;
     code = bias_read(
         &r->biases, &r->session.sampling.n_biases, opts, dt_engine_target(r->engine)->vocab);
     if (code != CLI_OK)
@@ -187,6 +188,8 @@ static int answer(dt_stop *stop_out, dt_stats *stats_out, json_t **tokens_out, r
         else if (err != DT_OK)
             code = cli_fail_err();
         dt_session_stats(session, stats_out);
+        if (r->opts->trace && !report_trace(r->opts->trace, session) && code == CLI_OK)
+            code = cli_fail(CLI_FAILED, "cannot write %s: %s", r->opts->trace, strerror(errno));
         if (dt_engine_disclaimer(r->engine)[0])
             on_notice(r, dt_engine_disclaimer(r->engine));
         if (dt_engine_draft_notice(r->engine)[0])

@@ -239,6 +239,10 @@ static const opt OPTIONS[] = {
         "what the target's KV cache holds (default f16); q8_0 takes about half the memory"},
     {IN_ENGINE, {"--matmul"}, OPT_WORD, FIELD(matmul), 0, 0, "auto|fused|openblas|float",
         "how matrices are multiplied (default auto)"},
+    {IN_RUN, {"--trace"}, OPT_PATH, FIELD(trace), 0, 0, "FILE",
+        "write what both threads did and when, as a trace for chrome://tracing or Perfetto (of "
+        "many "
+        "prompts the last)"},
     {IN_TALK, {"--stats"}, OPT_CHOICE, FIELD(stats), 0, 0, "text|json|none",
         "figures on standard error after the answer (default text: a line or two)"},
     {IN_ALL, {"-h", "--help"}, OPT_FLAG, FIELD(help), 0, 0, NULL, "this help"},

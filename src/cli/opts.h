@@ -72,6 +72,7 @@ typedef struct cli_opts {
     int64_t tree, tree_depth, tree_topk;
     bool no_guard, independent_noise;
     int stats; /* cli_stats_form */
+    const char *trace;
     /* tokenize */
     bool special, no_bos;
     const char *decode;

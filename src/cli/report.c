@@ -104,6 +104,31 @@ const char *report_tokens(int64_t n) {
     return n == 1 ? "token" : "tokens";
 }
 
+bool report_trace(const char *path, const dt_session *session) {
+    static const char *const lanes[DT_TRACE_LANES] = {"verify", "draft"};
+    FILE *file = fopen(path, "w");
+    if (!file)
+        return false;
+    fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", file);
+    for (int lane = 0; lane < DT_TRACE_LANES; lane++) {
+        const dt_trace_event *events;
+        int n = dt_session_trace(&events, session, lane);
+        fprintf(file,
+            "%s{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":%d,"
+            "\"args\":{\"name\":\"%s\"}}",
+            lane > 0 ? ",\n" : "", lane + 1, lanes[lane]);
+        for (int i = 0; i < n; i++)
+            fprintf(file,
+                ",\n{\"name\":\"%s\",\"ph\":\"X\",\"pid\":1,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,"
+                "\"args\":{\"rows\":%d}}",
+                events[i].what, lane + 1, (double)events[i].start_ns * 1e-3,
+                (double)(events[i].end_ns - events[i].start_ns) * 1e-3, (int)events[i].n_rows);
+    }
+    fputs("\n]}\n", file);
+    bool good = ferror(file) == 0;
+    return fclose(file) == 0 && good;
+}
+
 void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed, const char *end) {
     if (stats->n_generated == 0) {
         fprintf(out, "no tokens generated%s%s\n", end ? "; " : "", end ? end : "");

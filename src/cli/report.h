@@ -26,6 +26,9 @@ json_t *report_stats(const dt_engine *engine, const dt_stats *stats, dt_stop sto
 
 /* The same in one line: "42.1 tokens/s, 1.62 x plain (26.0), 3.40 tokens a step, ...". `end` (may
  * be NULL) says why the answer ended. */
+/* Writes a session's trace in Chrome's format. False with errno set where the file fails. */
+bool report_trace(const char *path, const dt_session *session);
+
 void report_stats_line(FILE *out, const dt_stats *stats, bool with_seed, const char *end);
 
 /* An answer of a chat: "42 tokens, 53.1 tokens/s, 1.62 x plain, 3.40 tokens a step; 14 read, 512 of

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "src/base/mem.h"
+#include "src/spec/trace.h"
 #include "src/spec/patient.h"
 
 enum {
@@ -113,7 +114,9 @@ static dt_err publish(dt_link *link) {
     out->plain_ms = 0.0f;
     out->complete = link->complete;
     DT_TRY(link->draft->ops->snapshot(link->draft, out));
-    out->draft_ns = link->work_ns + (dt_time_ns() - start);
+    int64_t end = dt_time_ns();
+    out->draft_ns = link->work_ns + (end - start);
+    dt_trace_add(link->draft->trace, "hand over", start, end, out->n_nodes);
     link->work_ns = 0;
     dt_ring_commit(&link->snapshots);
     link->published = true;
@@ -141,7 +144,9 @@ static dt_err serve(dt_link *link) {
         if (n > 0) {
             DT_TRY(note_records(link, n));
             DT_TRY(draft->ops->observe(draft, link->batch, n));
-            link->work_ns += dt_time_ns() - start;
+            int64_t end = dt_time_ns();
+            link->work_ns += end - start;
+            dt_trace_add(draft->trace, "hear verdict", start, end, n);
             if (link->pending)
                 dt_bell_ring(&link->verify_bell); /* it may have more than ring B had room for */
             continue;
@@ -149,7 +154,9 @@ static dt_err serve(dt_link *link) {
         bool idle = link->pending || link->n_tokens == 0;
         if (!idle && !link->complete) {
             DT_TRY(draft->ops->grow(&link->complete, draft));
-            link->work_ns += dt_time_ns() - start;
+            int64_t end = dt_time_ns();
+            link->work_ns += end - start;
+            dt_trace_add(draft->trace, "draft", start, end, 0);
             link->published = false;
         }
         if (!idle && !link->published && (link->complete || !draft->serial))

@@ -87,6 +87,7 @@ struct dt_draft {
     /* Works on the cores that verify: grows to the end after a verdict, publishes once and sleeps.
      * Otherwise it publishes after every round and goes on growing. */
     bool serial;
+    struct dt_trace_lane *trace; /* of the draft thread; NULL: nothing is kept */
     /* How long a call may take before its thread is taken for stuck in a driver; 0: for ever. */
     int64_t patience_ns;
 };

@@ -46,6 +46,7 @@ static dt_err fill_options(dt_session_options *o) {
         o->depth = DT_MIN(o->tree - 1, DT_STAT_DEPTH_MAX);
     DT_TRY(check_range("tree depth", o->depth, 1, DT_STAT_DEPTH_MAX));
     DT_TRY(check_range("children of a node", o->topk, 1, DT_TOPK_MAX));
+    DT_TRY(check_range("trace", o->n_trace, 0, 1 << 24));
     DT_TRY(check_range("prefill batch", o->prefill_batch, 1, PREFILL_BATCH_MAX));
     o->prefill_batch = DT_MIN(o->prefill_batch, DT_BATCH_MAX); /* what one pass takes */
     return dt_sampling_check(&o->sampling);
@@ -99,11 +100,18 @@ static dt_err open_parts(dt_session *s) {
     DT_TRY(dt_mem_alloc(&s->token_bytes, n_bytes));
     DT_TRY(dt_answer_init(&s->answer, n_bytes * DT_TREE_MAX));
     dt_guard_init(&s->guard, s->options.guard);
+    for (int i = 0; i < DT_TRACE_LANES && s->options.n_trace > 0; i++) {
+        size_t n = (size_t)s->options.n_trace;
+        DT_TRY(dt_mem_alloc(&s->trace[i].events, n * sizeof *s->trace[i].events));
+        s->trace[i].n_max = s->options.n_trace;
+    }
     dt_draft *draft = NULL;
     DT_TRY(open_source(&draft, s));
     if (!draft)
         return DT_OK;
     s->guard.planned = draft->plans;
+    if (s->options.n_trace > 0)
+        draft->trace = &s->trace[DT_TRACE_DRAFT];
     dt_err err = dt_link_open(&s->link, draft, s->n_ctx, s->parts.n_snapshots, s->parts.n_records);
     if (err != DT_OK && draft != s->options.own_draft)
         dt_draft_close(draft);
@@ -113,6 +121,8 @@ static dt_err open_parts(dt_session *s) {
 static void free_session(dt_session *s) {
     dt_answer_deinit(&s->answer);
     dt_sampler_deinit(&s->sampler);
+    for (int i = 0; i < DT_TRACE_LANES; i++)
+        dt_mem_free(s->trace[i].events);
     dt_mem_free(s->token_bytes);
     dt_mem_free(s->tokens);
     dt_mem_free(s->hashes);
@@ -153,8 +163,11 @@ void dt_session_close(dt_session *s) {
             s->parts.learned(s->parts.learned_arg, &plan->record);
     }
     /* The link before the forward that its thread uses. */
-    if ((!dt_link_close(s->link) || !dt_place_forward_close(s->parts.draft)) && s->parts.stuck)
+    bool ended = dt_link_close(s->link);
+    if ((!ended || !dt_place_forward_close(s->parts.draft)) && s->parts.stuck)
         *s->parts.stuck = true;
+    if (!ended && s->options.n_trace > 0)
+        return; /* its thread may yet write into the trace */
     dt_forward_close(s->parts.target);
     free_session(s);
 }
@@ -235,6 +248,7 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     dt_err err = dt_forward_prefill(&i_last, target, s->tokens + first, n, s->options.prefill_batch,
         turn->options->prefill ? report_prefill : NULL, &report);
     s->stats.prefill_seconds = (double)(s->parts.now_ns() - start) * 1e-9;
+    dt_trace_add(&s->trace[DT_TRACE_VERIFY], "read prompt", start, s->parts.now_ns(), n);
     if (err != DT_ERR_STOPPED)
         return err;
     turn->stopped = true;
@@ -284,6 +298,11 @@ dt_err dt_session_generate(dt_stop *stop_out, dt_session *s, const dt_generate_o
     s->stats.decode_seconds = (double)(s->parts.now_ns() - start) * 1e-9;
     *stop_out = turn.stop;
     return err;
+}
+
+int dt_session_trace(const dt_trace_event **out, const dt_session *s, int lane) {
+    *out = s->trace[lane].events;
+    return atomic_load_explicit(&s->trace[lane].n, memory_order_acquire);
 }
 
 /* Appends to a line as far as there is room. */

@@ -9,6 +9,7 @@
 #include "src/spec/draft.h"
 #include "src/spec/guard.h"
 #include "src/spec/sampler.h"
+#include "src/spec/trace.h"
 
 enum { DT_CONTEXT_MAX = 1 << 24 }; /* tokens */
 
@@ -86,6 +87,7 @@ struct dt_session {
     size_t text_ends[DT_TREE_MAX]; /* answer.n_out after each token of the walk */
 
     dt_stats stats;
+    dt_trace_lane trace[DT_TRACE_LANES];
 };
 
 /* One call of dt_session_generate. */

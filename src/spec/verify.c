@@ -82,7 +82,9 @@ static bool wait_snapshot(dt_session *s, const dt_turn *turn) {
         if (!dt_bell_wait(dt_link_bell(s->link), seen, deadline))
             break;
     }
-    s->stats.wait_seconds += (double)(s->parts.now_ns() - start) * 1e-9;
+    int64_t waited = s->parts.now_ns();
+    dt_trace_add(&s->trace[DT_TRACE_VERIFY], found ? "wait" : "wait in vain", start, waited, 0);
+    s->stats.wait_seconds += (double)(waited - start) * 1e-9;
     if (!found)
         return false;
     double ns = (double)s->snapshot.draft_ns;
@@ -147,6 +149,7 @@ static dt_err run_target(dt_session *s) {
     int64_t start = s->parts.now_ns();
     DT_TRY(dt_forward_eval(target, &(dt_batch){s->n_nodes, tokens, parents, NULL}));
     int64_t end = s->parts.now_ns();
+    dt_trace_add(&s->trace[DT_TRACE_VERIFY], "verify", start, end, s->n_nodes);
     s->stats.verify_seconds += (double)(end - start) * 1e-9;
     dt_accept_walk(
         &s->walk, &s->sampler, s->tree, s->n_nodes, target->logits, s->tokens, s->n_tokens);
