@@ -206,9 +206,8 @@ static void check_hangs(void) {
         CHECK_MSG(cases[i].opens || told[0], "case %zu: not a word", i);
         CHECK_MSG(
             other.close_seconds < 4.0, "case %zu: closing takes %.1f s", i, other.close_seconds);
-        shim_release();
     }
-    shim_reset();
+    /* Nothing is released: a thread that came back would take the next case's hanging call. */
 }
 
 int main(void) {
