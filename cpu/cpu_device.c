@@ -176,7 +176,9 @@ static void name_numerics(dt_cpu_weights *w, const char *openblas_id) {
                       : w->way == DT_MATMUL_FLOAT || !quantised ? "f32"
                       : plain                                   ? "int8+f32"
                                                                 : "int8";
-    snprintf(w->numerics, sizeof w->numerics, "%s", way);
+    for (int kv = DT_KV_F16; kv <= DT_KV_Q8_0; kv++)
+        snprintf(w->numerics[kv], sizeof w->numerics[kv], "%s,kv-%s", way,
+            kv == DT_KV_F16 ? "f16" : "q8_0");
 }
 
 static dt_err make_frequencies(dt_cpu_weights *w) {

@@ -17,7 +17,6 @@ typedef struct cpu_forward {
     dt_forward base;
     const dt_cpu_weights *w;
     dt_kv kv;
-    char numerics[112];
     size_t logits_bytes, part_bytes;
 
     /* The batch that runs. */
@@ -607,9 +606,7 @@ dt_err dt_cpu_forward_open_kv(
     f->base.ops = &cpu_ops;
     f->base.model = weights->model;
     f->base.device = "cpu";
-    snprintf(f->numerics, sizeof f->numerics, "%s,kv-%s", weights->numerics,
-        kv == DT_KV_F16 ? "f16" : "q8_0");
-    f->base.numerics = f->numerics;
+    f->base.numerics = weights->numerics[kv];
     dt_err err = allocate_cache(f, n_rows, kv);
     if (err == DT_OK)
         err = allocate_work(f);

@@ -20,8 +20,8 @@ typedef struct dt_cpu_layer {
 struct dt_cpu_weights {
     dt_cpu *cpu;
     const dt_model *model;
-    dt_matmul_way way; /* never DT_MATMUL_AUTO */
-    char numerics[96]; /* of the products: a forward adds its KV type */
+    dt_matmul_way way;                 /* never DT_MATMUL_AUTO */
+    char numerics[DT_KV_Q8_0 + 1][96]; /* by KV type; sessions and statistics point to them */
     char disclaimer[160];
     dt_cpu_layer *layers; /* [n_layer] */
     dt_weight output;
