@@ -554,6 +554,18 @@ static void test_guard(void) {
         CHECK(!dt_guard_drafted(&guard, &drafted, &plain_rate, 15000000, 3));
     }
     CHECK(guard.rest_next == 32);
+    /* A source that plans rests only where it is late, and steps in time make good for it. */
+    dt_guard_init(&guard, true);
+    guard.planned = true;
+    for (int i = 0; i < 3; i++) {
+        CHECK(dt_guard_late(&guard) && dt_guard_rests(&guard));
+        while (dt_guard_rests(&guard))
+            dt_guard_plain(&guard, 10000000);
+    }
+    CHECK(guard.rest_next == 256);
+    for (int i = 0; i < 20; i++)
+        CHECK(!dt_guard_drafted(&guard, &drafted, &plain_rate, 90000000, 1));
+    CHECK(guard.rest_next == 32);
     dt_guard_init(&guard, false);
     for (int i = 0; i < 1000; i++) {
         CHECK(dt_guard_next(&guard) == DT_GUARD_DRAFT);

@@ -330,7 +330,7 @@ bool dt_link_take(dt_snapshot *out, dt_link *link, int64_t prefix_len, uint64_t 
         dt_ring_release(&link->snapshots);
         room = true;
     }
-    if (room && !found)
+    if (room && !(found && out->complete))
         dt_bell_ring(&link->draft_bell); /* it may hold one that ring A had no room for */
     return found;
 }

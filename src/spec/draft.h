@@ -40,6 +40,7 @@ typedef struct dt_verdict {
     int32_t n_rows;           /* of the target's pass; 0: there was none, the tokens are a prompt */
     int64_t pass_ns, step_ns; /* the step without and with its waiting for the draft */
     int64_t n_left;           /* tokens of the answer still to come */
+    int32_t n_tokens;         /* written by the step */
 } dt_verdict;
 
 /* A slot of ring B: `token` at `position`, or (token DT_RECORD_CUT) the timeline is cut back to its

@@ -14,8 +14,7 @@ typedef struct planned {
     dt_draft *ngram, *model; /* either may be NULL */
     dt_plan plan;
     int n_rows_max;
-    bool due;      /* the timeline has changed since the source was chosen */
-    int64_t n_new; /* tokens since the last final record */
+    bool due; /* the timeline has changed since the source was chosen */
     int64_t n_left;
     dt_snapshot guess; /* of the n-gram */
 } planned;
@@ -27,16 +26,14 @@ static dt_err observe(dt_draft *draft, const dt_record *records, int n) {
     if (self->model)
         DT_TRY(self->model->ops->observe(self->model, records, n));
     for (int i = 0; i < n; i++) {
-        self->n_new = records[i].token == DT_RECORD_CUT ? 0 : self->n_new + 1;
         if (!records[i].final)
             continue;
         const dt_verdict *v = &records[i].verdict;
         self->n_left = v->n_left;
         if (v->n_rows > 0)
-            dt_plan_verdict(&self->plan, v->n_rows, v->pass_ns, v->step_ns, self->n_new);
+            dt_plan_verdict(&self->plan, v->n_rows, v->pass_ns, v->step_ns, v->n_tokens);
         else
             dt_plan_start(&self->plan);
-        self->n_new = 0;
     }
     self->due = true;
     return DT_OK;

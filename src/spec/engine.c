@@ -37,8 +37,9 @@ struct dt_engine {
 /* The draft's caches and trees beyond the context. */
 enum { DRAFT_ROWS_SPARE = 512, N_CTX_DEFAULT = 4096, N_LOW_MIN = 32768 };
 
-/* The most that lists of the session and its draft hold for a token. */
-enum { CONTEXT_TOKEN_BYTES = 128 };
+/* The most that lists of the session and its draft hold for a token: its records (up to 96 bytes in
+ * a ring of a power of two), ids, hashes, and the chains of the n-gram lookup. */
+enum { CONTEXT_TOKEN_BYTES = 320 };
 
 /* ---- loading ---- */
 

@@ -71,6 +71,10 @@ bool dt_guard_drafted(dt_guard *guard, double *drafted_rate_out, double *plain_r
     guard->window_ns += step_ns;
     guard->window_tokens += n_tokens;
     guard->window_steps++;
+    if (guard->planned && guard->window_steps >= N_WINDOW) {
+        clear_window(guard);
+        guard->rest_next = REST_MIN; /* in time again: an old lateness is forgiven */
+    }
     if (!guard->enabled || guard->planned || guard->n_plain < N_PLAIN_MIN ||
         guard->window_steps < N_WINDOW)
         return false;

@@ -113,6 +113,8 @@ static dt_err open_parts(dt_session *s) {
     if (s->options.n_trace > 0)
         draft->trace = &s->trace[DT_TRACE_DRAFT];
     dt_err err = dt_link_open(&s->link, draft, s->n_ctx, s->parts.n_snapshots, s->parts.n_records);
+    if (err != DT_OK)
+        draft->trace = NULL; /* its owner may use it again */
     if (err != DT_OK && draft != s->options.own_draft)
         dt_draft_close(draft);
     return err;

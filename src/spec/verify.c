@@ -286,7 +286,7 @@ dt_err dt_verify_step(dt_session *s, dt_turn *turn) {
      * that may never be asked for. */
     if (!turn->stopped && dt_session_drafts(s)) {
         dt_link_note(
-            s->link, &(dt_verdict){s->n_nodes, step_ns - wait_ns, step_ns, turn->n_left - n});
+            s->link, &(dt_verdict){s->n_nodes, step_ns - wait_ns, step_ns, turn->n_left - n, n});
         dt_link_send(s->link, s->tokens, s->n_tokens);
     }
     n = deliver(s, turn, n);

@@ -88,7 +88,7 @@ static void check_trees(float temperature, int top_k) {
                 token = trees[0].nodes[1].token;
             records[i] = (dt_record){.position = n_tokens++, .token = token, .final = i == n - 1};
             if (round > 0)
-                records[i].verdict = (dt_verdict){1, 20000000, 21000000, 100};
+                records[i].verdict = (dt_verdict){1, 20000000, 21000000, 100, n};
         }
         grow(&trees[0], x, records, n);
         grow(&trees[1], y, records, n);
