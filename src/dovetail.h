@@ -151,9 +151,16 @@ typedef struct dt_generate_options {
     const char *const *stops; /* stop strings; text from the first one on is not delivered */
     int n_stops;              /* at most 16, each at most 256 bytes */
     bool ignore_end;          /* go on past the model's end tokens */
+    /* An answer in more calls than one, for who makes room in a full context and goes on. With
+     * `will_go_on`, text that may yet become a stop string or a whole character stays held back at
+     * DT_STOP_CONTEXT. The next call takes it up with `goes_on`: its stop strings are those of the
+     * call before, and the figures are of both. Where the call before did not end so, `goes_on`
+     * means nothing. */
+    bool goes_on, will_go_on;
     /* Whole UTF-8 characters as they become certain, from the calling thread; n_bytes may be 0 for
-     * a token that shows nothing. One call a token; `drafted`: it is an accepted proposal of the
-     * draft. A non-zero result stops the answer. May be NULL. */
+     * a token that shows nothing. One call a token (one more where `goes_on` finds no room for
+     * any); `drafted`: it is an accepted proposal of the draft. A non-zero result stops the answer.
+     * May be NULL. */
     int (*text)(void *arg, const char *bytes, size_t n_bytes, bool drafted);
     /* During the prefill: tokens done of all. Non-zero stops. May be NULL. */
     int (*prefill)(void *arg, int64_t done, int64_t total);

@@ -275,6 +275,36 @@ def test_overflow(folder):
     check(len(got.notes) == 1 and "the context holds 64" in got.notes[0], "long: %s" % got.notes)
 
 
+def test_stop_across(folder):
+    """A stop string of which one part comes before the context fills and the other after."""
+    path = os.path.join(folder, "a.json")
+    lines = ["hello", "/set n 100", "go on", "/save " + path]
+    wide = Piped(lines, "-c", "4096", "-n", "40")
+    n_first = 160 - (wide.stats[1]["context"]["tokens"] - wide.stats[1]["tokens"])
+    free = Piped(lines, "-c", "160", "-n", "40")
+    ids = read_chat(path)["turns"][-1]["answer_ids"]
+    if not check(len(ids) == 100 and 4 < n_first < 96, "the context does not fill: %d" % n_first):
+        return
+    stats = free.stats[1]
+    by = stats["proposals_from"].values()
+    check(sum(b["tokens"] for b in by) == 100, "tokens by source: %s" % stats["proposals_from"])
+    check(sum(b["steps"] for b in by) == stats["steps"], "steps by source")
+    part = [subprocess.run([PROGRAM, "tokenize", "-m", TARGET, "--decode", json.dumps(some)],
+                           stdout=subprocess.PIPE, check=True).stdout
+            for some in (ids[:n_first], ids)]
+    text, at = part[1], len(part[0])
+    stop = text[at - 2:at + 2]
+    while text.index(stop) < at - 4:
+        stop = text[at - 2:at + len(stop)]
+    check(free.out.endswith(text + (b"" if text.endswith(b"\n") else b"\n")), "decoded: %r" % text)
+    want = text[:text.index(stop)]
+    for way in (["--draft", "none"], ["-d", DRAFT, "--no-guard"]):
+        got = Piped(lines[:3], "-c", "160", "-n", "40", "--stop", stop, *way)
+        check(got.stats[1]["stop"] == "string", "%s: ended by %s" % (way, got.stats[1]["stop"]))
+        check(got.out.rstrip(b"\n").endswith(want.rstrip(b"\n")), "%s: %r, want %r" %
+              (way, got.out, want))
+
+
 # ---- at a terminal
 
 def terminal(folder, *args, columns=80, **more):

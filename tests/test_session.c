@@ -238,6 +238,119 @@ static void test_stop_strings(void) {
     }
 }
 
+/* What the calls of an answer in two parts gave, and where each callback's text ends. */
+typedef struct parts_text {
+    char text[1024];
+    size_t n, ends[N_CTX];
+    int n_calls;
+} parts_text;
+
+static int take_part(void *arg, const char *bytes, size_t n_bytes, bool drafted) {
+    parts_text *out = arg;
+    (void)drafted;
+    memcpy(out->text + out->n, bytes, n_bytes);
+    out->n += n_bytes;
+    out->text[out->n] = '\0';
+    out->ends[out->n_calls++] = out->n;
+    return 0;
+}
+
+/* Two calls: the first fills a context of n_ctx tokens, then there is room for n_more (0: the
+ * second finds the context full again). The tokens' bytes come into `*whole`, those of the first
+ * call being *n_first. With `split` the context fills in the middle of a character. */
+static dt_stop tell_parts(parts_text *out, parts_text *whole, size_t *n_first, dt_stats *stats,
+    int n_ctx, int n_more, const char *const *stops, int n_stops, bool split) {
+    toy *target = toy_open(n_ctx + DT_TREE_MAX, 5, 0.0f);
+    dt_session_parts parts = toy_parts(&target->base, NULL);
+    dt_session_options options;
+    dt_session_options_default(&options);
+    options.n_ctx = n_ctx;
+    options.draft = DT_DRAFT_NONE;
+    dt_session *session = NULL;
+    CHECK_OK(dt_session_open_with(&session, &parts, &options));
+    if (!session)
+        exit(test_end());
+    *out = *whole = (parts_text){0};
+    dt_generate_options generate = {
+        .n_max = -1,
+        .stops = stops,
+        .n_stops = n_stops,
+        .ignore_end = true,
+        .text = take_part,
+        .arg = out,
+        .will_go_on = true,
+    };
+    dt_stop stop;
+    for (int i = 0; i < 2; i++) {
+        int32_t prompt[9];
+        story s = {.repetitive = false};
+        fill_prompt(prompt, 9, &s, (uint64_t)i);
+        target->changed_token = split ? i : -1; /* "\xc3" again and again, then "\xa9" */
+        target->change = split ? 1e6f : 0.0f;
+        int64_t n = dt_session_n_tokens(session);
+        if (i > 0 && n_more > 0) {
+            CHECK_OK(dt_session_rewind(session, n_ctx - 9 - n_more));
+            CHECK_OK(dt_session_append(session, prompt, 9));
+        } else if (i == 0) {
+            CHECK_OK(dt_session_append(session, prompt, 9));
+        }
+        n = dt_session_n_tokens(session);
+        CHECK_OK(dt_session_generate(&stop, session, &generate));
+        for (; n < dt_session_n_tokens(session); n++)
+            whole->n += toy_decode(NULL, whole->text + whole->n, 8, dt_session_tokens(session)[n]);
+        *n_first = i == 0 ? whole->n : *n_first;
+        if (stop != DT_STOP_CONTEXT)
+            break;
+        generate.goes_on = true;
+        generate.will_go_on = false;
+    }
+    dt_session_stats(session, stats);
+    dt_session_close(session);
+    return stop;
+}
+
+/* An answer that goes on after a full context: stop strings and characters across that place. */
+static void test_parts(void) {
+    static parts_text out, whole, rest;
+    dt_stats stats;
+    size_t n_first;
+    for (int n_ctx = 30; n_ctx < 50; n_ctx++) {
+        dt_stop stop = tell_parts(&out, &whole, &n_first, &stats, n_ctx, 12, NULL, 0, false);
+        CHECK(stop == DT_STOP_CONTEXT && n_first > 4 && whole.n > n_first + 4);
+        CHECK(out.n == whole.n && memcmp(out.text, whole.text, whole.n) == 0);
+        CHECK(stats.n_generated == n_ctx - 9 + 12 && stats.n_steps == stats.n_generated);
+        CHECK(stats.tokens_by[DT_STAT_FROM_PLAIN] + stats.tokens_by[DT_STAT_FROM_REST] ==
+              stats.n_generated);
+        for (size_t before = 1; before < 4; before++) {
+            char across[16] = {0}, longer[16] = {0};
+            memcpy(across, whole.text + n_first - before, before + 2);
+            /* No stop string in the end: what was held back for it comes out. */
+            memcpy(longer, across, before + 2);
+            longer[before + 2] = '#';
+            const char *stops[] = {longer, across};
+            const char *found = strstr(whole.text, across);
+            stop = tell_parts(&out, &rest, &n_first, &stats, n_ctx, 12, stops, 2, false);
+            CHECK_MSG(stop == DT_STOP_STRING && out.n == (size_t)(found - whole.text),
+                "n_ctx %d: stop by %d after %zu bytes, want %zu", n_ctx, (int)stop, out.n,
+                (size_t)(found - whole.text));
+            CHECK(memcmp(out.text, whole.text, out.n) == 0);
+            stop = tell_parts(&out, &rest, &n_first, &stats, n_ctx, 12, stops, 1, false);
+            CHECK(stop == DT_STOP_CONTEXT && out.n == whole.n);
+            CHECK(memcmp(out.text, whole.text, out.n) == 0);
+            longer[before] = '#'; /* held at the end of the first call, where nothing comes then */
+            longer[before + 1] = '\0';
+            stop = tell_parts(&out, &rest, &n_first, &stats, n_ctx, 0, stops, 1, false);
+            CHECK(stop == DT_STOP_CONTEXT && out.n == n_first && rest.n == n_first);
+            CHECK(memcmp(out.text, whole.text, out.n) == 0);
+        }
+    }
+    tell_parts(&out, &whole, &n_first, &stats, 30, 12, NULL, 0, true);
+    CHECK(out.n == whole.n && memcmp(out.text, whole.text, whole.n) == 0);
+    CHECK(memcmp(out.text + n_first - 1, "\xc3\xa9", 2) == 0);
+    for (int i = 0; i < out.n_calls; i++)
+        CHECK_MSG(out.ends[i] != n_first, "callback %d ends within a character", i);
+}
+
 static void test_statistics(void) {
     static outcome out;
     story s = story_default();
@@ -642,6 +755,7 @@ int main(void) {
     test_stories();
     test_ends();
     test_stop_strings();
+    test_parts();
     test_statistics();
     test_coupling();
     test_negative_controls();

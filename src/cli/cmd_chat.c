@@ -135,35 +135,6 @@ static int make_room(chat *c, bool full) {
 
 /* ---- answering ------------------------------------------------------------------------------ */
 
-/* Figures of one generate more. */
-static void add_stats(chat *c, bool first) {
-    dt_stats now;
-    dt_session_stats(c->session, &now);
-    if (!first) {
-        const dt_stats *before = &c->stats;
-        now.n_prompt += before->n_prompt;
-        now.n_generated += before->n_generated;
-        now.n_steps += before->n_steps;
-        now.n_drafted += before->n_drafted;
-        now.n_accepted += before->n_accepted;
-        now.n_off_branch += before->n_off_branch;
-        now.n_late += before->n_late;
-        for (int i = 0; i < DT_STAT_DEPTH_MAX; i++)
-            now.accepted_at[i] += before->accepted_at[i];
-        now.prefill_seconds += before->prefill_seconds;
-        now.decode_seconds += before->decode_seconds;
-        now.verify_seconds += before->verify_seconds;
-        now.sample_seconds += before->sample_seconds;
-        now.wait_seconds += before->wait_seconds;
-        now.draft_seconds += before->draft_seconds;
-        if (now.n_steps > 0)
-            now.mean_acceptance_length = 1.0 + (double)now.n_accepted / (double)now.n_steps;
-        if (now.decode_seconds > 0)
-            now.tokens_per_second = (double)now.n_generated / now.decode_seconds;
-    }
-    c->stats = now;
-}
-
 /* Generates until the answer's end; where the context fills up on the way, old turns go and the
  * answer goes on. */
 static int generate(chat *c) {
@@ -175,10 +146,13 @@ static int generate(chat *c) {
         if (code != CLI_OK)
             return code;
         int64_t n_before = dt_session_n_tokens(c->session);
+        bool can_forget = c->talk.n_turns > 1;
         dt_generate_options options = {
             .n_max = n_left,
             .stops = c->opts.stops,
             .n_stops = c->opts.n_stops,
+            .goes_on = !first,
+            .will_go_on = can_forget,
             .text = on_text,
             .prefill = on_prefill,
             .notice = on_notice,
@@ -187,14 +161,14 @@ static int generate(chat *c) {
         c->stop = DT_STOP_CALLER;
         dt_err err = dt_session_generate(&c->stop, c->session, &options);
         cli_progress_end();
-        add_stats(c, first);
+        dt_session_stats(c->session, &c->stats);
         int64_t n_new = dt_session_n_tokens(c->session) - n_before;
         code = talk_answer(&c->talk, dt_session_tokens(c->session) + n_before, n_new);
         if (code != CLI_OK || err != DT_OK)
             return code != CLI_OK ? code : cli_fail_err();
         if (n_left >= 0)
             n_left -= n_new;
-        if (c->stop != DT_STOP_CONTEXT || c->talk.n_turns < 2 || n_left == 0)
+        if (c->stop != DT_STOP_CONTEXT || !can_forget)
             return CLI_OK;
     }
 }

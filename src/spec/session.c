@@ -241,7 +241,7 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     dt_forward *target = s->parts.target;
     int first = target->rows.n_committed;
     int n = (int)(s->n_tokens - 1) - first;
-    s->stats.n_prompt = s->n_tokens - first; /* the last one is read by the first step */
+    s->stats.n_prompt += s->n_tokens - first; /* the last one is read by the first step */
     if (n <= 0)
         return DT_OK;
     int64_t start = s->parts.now_ns();
@@ -249,7 +249,7 @@ static dt_err prefill(dt_session *s, dt_turn *turn) {
     int i_last = 0;
     dt_err err = dt_forward_prefill(&i_last, target, s->tokens + first, n, s->options.prefill_batch,
         turn->options->prefill ? report_prefill : NULL, &report);
-    s->stats.prefill_seconds = (double)(s->parts.now_ns() - start) * 1e-9;
+    s->stats.prefill_seconds += (double)(s->parts.now_ns() - start) * 1e-9;
     dt_trace_add(&s->trace[DT_TRACE_VERIFY], "read prompt", start, s->parts.now_ns(), n);
     if (err != DT_ERR_STOPPED)
         return err;
@@ -271,12 +271,25 @@ static void warn_context(dt_session *s, const dt_generate_options *options) {
     options->notice(options->arg, line);
 }
 
+/* What an answer of which nothing more comes had held back. */
+static void end_held(dt_session *s, dt_turn *turn) {
+    const dt_generate_options *o = turn->options;
+    s->answer.n_out = 0;
+    dt_answer_finish(&s->answer);
+    if (s->answer.n_out > 0 && o->text && o->text(o->arg, s->answer.out, s->answer.n_out, false))
+        turn->stop = DT_STOP_CALLER;
+}
+
 dt_err dt_session_generate(dt_stop *stop_out, dt_session *s, const dt_generate_options *options) {
     if (s->n_tokens < 1)
         DT_FAIL(DT_ERR_INPUT, "nothing to go on from: the timeline is empty");
-    DT_TRY(dt_answer_start(&s->answer, options->stops, options->n_stops));
+    bool goes_on = options->goes_on && s->answer_open;
+    s->answer_open = false;
+    if (!goes_on) {
+        DT_TRY(dt_answer_start(&s->answer, options->stops, options->n_stops));
+        memset(&s->stats, 0, sizeof s->stats);
+    }
     warn_context(s, options);
-    memset(&s->stats, 0, sizeof s->stats);
     dt_guard_start(&s->guard);
     dt_turn turn = {
         .options = options,
@@ -293,11 +306,14 @@ dt_err dt_session_generate(dt_stop *stop_out, dt_session *s, const dt_generate_o
         }
         DT_TRY(prefill(s, &turn));
     }
+    if (turn.stopped && goes_on && !dt_turn_keeps_open(&turn))
+        end_held(s, &turn);
     int64_t start = s->parts.now_ns();
     dt_err err = DT_OK;
     while (err == DT_OK && !turn.stopped)
         err = dt_verify_step(s, &turn);
-    s->stats.decode_seconds = (double)(s->parts.now_ns() - start) * 1e-9;
+    s->stats.decode_seconds += (double)(s->parts.now_ns() - start) * 1e-9;
+    s->answer_open = err == DT_OK && dt_turn_keeps_open(&turn);
     *stop_out = turn.stop;
     return err;
 }

@@ -69,6 +69,7 @@ struct dt_session {
 
     dt_sampler sampler;
     dt_answer answer;
+    bool answer_open;  /* the next call may go on with it */
     char *token_bytes; /* [parts.speech.n_bytes_max] */
 
     dt_link *link; /* NULL without a draft */
@@ -98,6 +99,11 @@ typedef struct dt_turn {
     bool stopped;
     dt_stop stop;
 } dt_turn;
+
+/* Whether the answer's text goes on with the next call. */
+static inline bool dt_turn_keeps_open(const dt_turn *turn) {
+    return turn->stop == DT_STOP_CONTEXT && turn->options->will_go_on;
+}
 
 /* src/spec/verify.c: one verification and all that follows from it. The timeline holds at least one
  * token and is not full, n_left > 0, and the target's rows are those of all tokens but the last. */

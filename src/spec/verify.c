@@ -189,7 +189,7 @@ static int trim_walk(dt_session *s, dt_turn *turn) {
     int n = 0;
     while (n < s->walk.n && !turn->stopped) {
         turn->stopped = stops_at(&turn->stop, s, turn, n);
-        if (turn->stopped)
+        if (turn->stopped && !dt_turn_keeps_open(turn))
             dt_answer_finish(&s->answer);
         s->text_ends[n++] = s->answer.n_out;
     }
