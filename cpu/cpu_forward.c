@@ -496,6 +496,8 @@ static dt_err cpu_admit(dt_forward *forward, int32_t n_low, const int32_t *token
     int n_vocab = f->w->model->config.n_vocab;
     size_t n_all = ((size_t)n_vocab + DT_PANEL_ROWS - 1) / DT_PANEL_ROWS;
     if (!f->admitted) {
+        dt_mem_free(f->panels); /* of a call that got no further */
+        f->panels = NULL;
         DT_TRY(dt_mem_alloc(&f->panels, n_all * sizeof *f->panels));
         DT_TRY(dt_mem_alloc(&f->admitted, n_all * sizeof *f->admitted));
         for (size_t i = 0; i < DT_BATCH_MAX * (size_t)n_vocab; i++)

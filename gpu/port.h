@@ -44,11 +44,15 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block
 
 /* A read of constant memory that will not be read again soon (weights): past the first cache. */
 static __device__ inline int4 gpu_load_once(const int4 *from) {
+#if __CUDA_ARCH__ >= 700
     int4 v;
     asm("ld.global.nc.L1::no_allocate.v4.s32 {%0, %1, %2, %3}, [%4];"
         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
         : "l"(from));
     return v;
+#else /* has no such hint */
+    return __ldg(from);
+#endif
 }
 
 #else

@@ -76,7 +76,7 @@ static void test_unified(void) {
     put("sys/fs/cgroup/user/cpu.max", "150000 100000\n");
     put("sys/fs/cgroup/user/memory.max", "1000000\n");
     put("sys/fs/cgroup/user/memory.current", "700000\n");
-    put("sys/fs/cgroup/user/memory.stat", "anon 5\nfile 9\ninactive_file 200000\n");
+    put("sys/fs/cgroup/user/memory.stat", "anon 5\nfile 9\ninactive_file 150000\nactive_file 50000\n");
     check(1.5, 1000000, 500000);
     put("sys/fs/cgroup/user/memory.current", "1400000\n");
     check(1.5, 1000000, 0);

@@ -48,17 +48,18 @@ static void lower_memory(dt_limits *limits, double limit, double used, double ca
     if (limit <= 0 || limits->memory_bytes == 0 || limit >= (double)limits->memory_bytes)
         return;
     limits->memory_bytes = (size_t)limit;
-    double left = limit - DT_MAX(used - DT_MAX(cache, 0), 0);
+    double left = limit - DT_MAX(used - cache, 0);
     if (used >= 0)
         limits->available_bytes = DT_MIN(limits->available_bytes, (size_t)DT_MAX(left, 0));
 }
 
-static double read_cache(const char *folder, const char *name) {
+/* A mapped model counts as active; its pages can be given back like the others. */
+static double read_cache(const char *folder, const char *inactive, const char *active) {
     char path[PATH_MAX], text[4096];
     if (snprintf(path, sizeof path, "%s/memory.stat", folder) >= (int)sizeof path ||
         !read_text(text, sizeof text, path))
-        return -1;
-    return find_number(text, name);
+        return 0;
+    return DT_MAX(find_number(text, inactive), 0) + DT_MAX(find_number(text, active), 0);
 }
 
 static void read_group(dt_limits *limits, const char *folder) {
@@ -70,9 +71,10 @@ static void read_group(dt_limits *limits, const char *folder) {
     lower_cpus(
         limits, read_number(folder, "cpu.cfs_quota_us"), read_number(folder, "cpu.cfs_period_us"));
     lower_memory(limits, read_number(folder, "memory.max"), read_number(folder, "memory.current"),
-        read_cache(folder, "inactive_file"));
+        read_cache(folder, "inactive_file", "active_file"));
     lower_memory(limits, read_number(folder, "memory.limit_in_bytes"),
-        read_number(folder, "memory.usage_in_bytes"), read_cache(folder, "total_inactive_file"));
+        read_number(folder, "memory.usage_in_bytes"),
+        read_cache(folder, "total_inactive_file", "total_active_file"));
 }
 
 /* A group and those above it. In a container the path may be the host's: then only the upper end

@@ -73,21 +73,6 @@ dt_err dt_mem_reserve(void *out, size_t n_bytes) {
     return map_huge(out, n_bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
 }
 
-dt_err dt_mem_populate(void *p, size_t n_bytes) {
-#ifdef MADV_POPULATE_WRITE
-    int code;
-    do {
-        code = madvise(p, n_bytes, MADV_POPULATE_WRITE);
-    } while (code != 0 && (errno == EINTR || errno == EAGAIN));
-    if (code != 0 && errno != EINVAL)
-        DT_FAIL(DT_ERR_MEMORY, "out of memory: %zu bytes wanted: %s", n_bytes, strerror(errno));
-#else
-    (void)p;
-    (void)n_bytes;
-#endif
-    return DT_OK;
-}
-
 void dt_mem_unmap(void *p, size_t n_bytes) {
     if (p == NULL)
         return;

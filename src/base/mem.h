@@ -18,10 +18,6 @@ void dt_mem_unmap(void *p, size_t n_bytes);
  * that they will be there. */
 dt_err dt_mem_reserve(void *out /* T ** */, size_t n_bytes);
 
-/* Makes the pages of a region resident now, so that none is zeroed later in the middle of the work.
- * DT_ERR_MEMORY if there are not that many; no-op on kernels before 5.14. */
-dt_err dt_mem_populate(void *p, size_t n_bytes);
-
 /* A file mapped for reading. `data` is valid until the unmap. An empty file is DT_ERR_INPUT. */
 typedef struct dt_file_map {
     const uint8_t *data;
