@@ -372,6 +372,41 @@ def gguf_tensor(data, name):
     return (at + 31) // 32 * 32 + found
 
 
+def test_names(folder):
+    """What a model file says of itself: shown harmlessly, and as it is in tables for programs, cut
+    between characters."""
+    with open(TARGET, "rb") as f:
+        data = f.read()
+    old = b"\x0a\0\0\0\0\0\0\0tiny-qwen2"
+    check(data.count(old) == 1, "the model has no name")
+    odd = b'\x1b[31m\xc2\x9bA,"\r\n\xff' + "\u00e9".encode() * 30 + b"0"
+    check(len(odd) == 74, "%d bytes, the tensors would move" % len(odd))
+    path = os.path.join(folder, "odd.gguf")
+    with open(path, "wb") as f:
+        f.write(data.replace(old, struct.pack("<Q", 74) + odd))
+    prompts = write(os.path.join(folder, "prompts.jsonl"), '{"prompt": "aa"}\n')
+    base = ["bench", "-m", path, "--isa", ISA, "-r", "1"]
+    speed = [*base, "-p", "0", "-n", "2"]
+    curve = [*base, "--curve", "1"]
+    turns = [*base, "-md", path, "--prompts", prompts, "-n", "2"]
+    for args in (["info", "-m", path], speed, curve, turns):
+        text = works(*args).out
+        check(b"\\x1b[31m\\xc2\\x9bA" in text, "%s: the name: %r" % (args, text[:300]))
+        check(not re.search(b"[\x00-\x09\x0b-\x1f\x7f]|\xc2[\x80-\x9f]", text), "%s: a control: %r" %
+              (args, text))
+        text.decode()
+    whole = odd.decode(errors="replace")
+    check(json.loads(works("info", "-m", path, "--json").out)["model"]["name"] == whole, "info")
+    for args, key in ((speed, "model"), (turns, "model"), (turns, "draft_model")):
+        out = works(*args, "-o", "csv").out.decode()
+        names = [row[key] for row in csv.DictReader(out.splitlines(True))]
+        names += [json.loads(line)[key] for line in works(*args, "-o", "jsonl").out.splitlines()]
+        found = json.loads(works(*args, "-o", "json").out)
+        names += [row[key] for row in (found if isinstance(found, list) else [found])]
+        for name in names:
+            check(len(name) > 30 and whole.startswith(name), "%s: %s %r" % (args, key, name))
+
+
 def test_nan(folder):
     """A model whose weights are no numbers ends with a line, not with an empty text."""
     with open(TARGET, "rb") as f:

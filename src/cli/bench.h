@@ -25,6 +25,10 @@ int bench_describe_machine(bench *b);
 /* The same for the models of b->engine. */
 void bench_describe_models(bench *b);
 
+/* "MODEL, SIZE, draft SOURCE (MODEL); MACHINE" to standard output, for a heading; the draft with
+ * --prompts only. */
+void bench_print_names(const bench *b);
+
 /* A row {"test": ...} with model, machine, threads, instruction set and numerics in front. The row
  * belongs to b->rows. */
 json_t *bench_new_row(bench *b, const char *test);

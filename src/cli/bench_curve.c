@@ -161,8 +161,9 @@ void bench_print_curve(bench *b) {
     if (b->opts->table == CLI_TABLE_MD) {
         const json_t *row = json_array_get(b->rows, 0);
         double n_bytes = (double)json_integer_value(json_object_get(row, "pass_bytes"));
-        printf("%s, %s; %s, %d threads; numerics %s; medians of %d\n", b->model_name, b->size,
-            b->machine, (int)json_integer_value(json_object_get(row, "threads")), b->numerics,
+        bench_print_names(b);
+        printf(", %d threads; numerics %s; medians of %d\n",
+            (int)json_integer_value(json_object_get(row, "threads")), b->numerics,
             (int)b->opts->n_reps);
         printf("F = %.2f ms: %.1f MB at %.1f GB/s, read from a buffer of %.0f MB, %d stream%s a "
                "thread\n\n",

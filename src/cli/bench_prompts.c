@@ -346,9 +346,8 @@ void bench_print_prompts(const bench *b) {
         {"acceptance length", "mean_acceptance_length", NULL, 2},
         {"accepted at position 1, 2, ...", "acceptance_per_position", NULL, 2}};
     if (b->opts->table == CLI_TABLE_MD) {
-        printf("%s, %s, draft %s%s%s%s; %s, %d threads; numerics %s; %d rounds\n\n", b->model_name,
-            b->size, b->draft_source, b->draft_name[0] ? " (" : "", b->draft_name,
-            b->draft_name[0] ? ")" : "", b->machine,
+        bench_print_names(b);
+        printf(", %d threads; numerics %s; %d rounds\n\n",
             (int)json_integer_value(json_object_get(json_array_get(b->rows, 0), "threads")),
             b->numerics, (int)b->opts->n_reps);
     }

@@ -4,6 +4,7 @@
 
 #include "src/base/topo.h"
 #include "src/cli/bench.h"
+#include "src/cli/show.h"
 
 /* Fills a context to the depth asked for. */
 static const char FILLER[] =
@@ -103,15 +104,29 @@ int bench_describe_machine(bench *b) {
     return CLI_OK;
 }
 
+/* As much as has room, without a part of a character at the end. */
+static void clip(char *out, size_t n_out, const char *text, size_t n_bytes) {
+    size_t n = 0;
+    while (n < n_bytes) {
+        bool plain;
+        size_t length = show_char(&plain, text + n, n_bytes - n);
+        if (n + length >= n_out)
+            break;
+        n += length;
+    }
+    memcpy(out, text, n);
+    out[n] = '\0';
+}
+
 static void name_model(char *out, size_t n_bytes, const dt_model *model) {
     dt_text name = {0};
     const char *path = dt_gguf_path(model->file);
     const char *base = strrchr(path, '/');
     base = base ? base + 1 : path;
     if (dt_gguf_get_text(model->file, "general.name", &name) == DT_OK && name.n_bytes > 0)
-        snprintf(out, n_bytes, "%.*s", (int)DT_MIN(name.n_bytes, 60u), name.data);
+        clip(out, DT_MIN(n_bytes, 61u), name.data, name.n_bytes);
     else
-        snprintf(out, n_bytes, "%s", base);
+        clip(out, n_bytes, base, strlen(base));
 }
 
 void bench_describe_models(bench *b) {
@@ -124,6 +139,18 @@ void bench_describe_models(bench *b) {
         snprintf(b->size, sizeof b->size, "%.2f GiB", mib / 1024);
     else
         snprintf(b->size, sizeof b->size, "%.2f MiB", mib);
+}
+
+void bench_print_names(const bench *b) {
+    show_text(stdout, b->model_name);
+    printf(", %s", b->size);
+    if (b->draft_source) {
+        printf(", draft %s%s", b->draft_source, b->draft_name[0] ? " (" : "");
+        show_text(stdout, b->draft_name);
+        fputs(b->draft_name[0] ? ")" : "", stdout);
+    }
+    fputs("; ", stdout);
+    show_text(stdout, b->machine);
 }
 
 json_t *bench_new_row(bench *b, const char *test) {

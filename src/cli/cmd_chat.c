@@ -10,6 +10,7 @@
 #include "src/base/mem.h"
 #include "src/cli/line.h"
 #include "src/cli/report.h"
+#include "src/cli/show.h"
 #include "src/cli/talk.h"
 #include "src/cli/term.h"
 
@@ -55,19 +56,25 @@ static void set_colour(chat *c, bool on) {
     write_all(c, on ? COLOUR : COLOUR_OFF, strlen(on ? COLOUR : COLOUR_OFF));
 }
 
-/* A model's text must not steer the terminal: control characters are shown as ^X there. */
+/* A model's text must not steer the terminal: control characters are shown as ^X there, those of C1
+ * (U+009B begins a sequence as ESC [ does) and what is no UTF-8 as U+FFFD. The text comes in whole
+ * characters, so none is split between two calls. */
 static void write_text(chat *c, const char *bytes, size_t n_bytes) {
     if (!isatty(STDOUT_FILENO)) {
         write_all(c, bytes, n_bytes);
         return;
     }
-    for (size_t i = 0; i < n_bytes; i++) {
+    for (size_t i = 0, length; i < n_bytes; i += length) {
         unsigned char byte = (unsigned char)bytes[i];
         char shown[2] = {'^', (char)(byte ^ 0x40)};
-        if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7f)
+        bool plain;
+        length = show_char(&plain, bytes + i, n_bytes - i);
+        if (plain || byte == '\n' || byte == '\t')
+            write_all(c, bytes + i, length);
+        else if (byte < 0x80)
             write_all(c, shown, 2);
         else
-            write_all(c, bytes + i, 1);
+            write_all(c, "\xef\xbf\xbd", 3);
     }
 }
 

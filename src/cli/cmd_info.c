@@ -6,6 +6,7 @@
 #include "src/base/limits.h"
 #include "src/base/topo.h"
 #include "src/cli/report.h"
+#include "src/cli/show.h"
 
 /* ---- the machine ---------------------------------------------------------------------------- */
 
@@ -259,8 +260,11 @@ static void print_text(const json_t *object, int indent) {
         json_t *item;
         if (strcmp(key, "tree") == 0) {
             putchar('\n');
-            json_array_foreach(value, i, item)
-                printf("%*s%s\n", indent + 2, "", json_string_value(item));
+            json_array_foreach(value, i, item) {
+                printf("%*s", indent + 2, "");
+                show_text(stdout, json_string_value(item));
+                putchar('\n');
+            }
             continue;
         }
         if (json_is_array(value)) {
@@ -268,7 +272,7 @@ static void print_text(const json_t *object, int indent) {
                 printf("%s%s", i ? ", " : "", json_string_value(item));
             else printf("%s%lld", i ? ", " : "", (long long)json_integer_value(item));
         } else if (json_is_string(value)) {
-            fputs(json_string_value(value), stdout);
+            show_text(stdout, json_string_value(value));
         } else if (json_is_integer(value) && strstr(key, "_bytes")) {
             print_bytes(json_integer_value(value));
         } else if (json_is_integer(value)) {

@@ -92,8 +92,7 @@ static void print_notices(const run *r) {
     json_t *line;
     if (r->opts->stats == CLI_STATS_JSON)
         return; /* they are part of the object */
-    json_array_foreach(r->notices, i, line)
-        fprintf(stderr, "dovetail: %s\n", json_string_value(line));
+    json_array_foreach(r->notices, i, line)(void) cli_fail(CLI_OK, "%s", json_string_value(line));
 }
 
 static int open_run(run *r, const cli_opts *opts) {

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "src/base/mem.h"
+#include "src/cli/show.h"
 
 static const char *const COMMAND_NAMES[CLI_N_COMMANDS] = {
     [CLI_RUN] = "run",
@@ -250,24 +251,6 @@ static const opt OPTIONS[] = {
 
 /* ---- messages ------------------------------------------------------------------------------- */
 
-/* Names of files and texts of models come into messages; what could move the cursor or change
- * colours is shown by its number. */
-static void put_message(const char *text) {
-    for (size_t n = strlen(text); n > 0;) {
-        unsigned char c = (unsigned char)*text;
-        size_t length = (size_t)dt_utf8_char(text, n);
-        bool control =
-            c < ' ' || c == 0x7f || (c == 0xc2 && length == 2 && (text[1] & 0xff) < 0xa0);
-        length = DT_MAX(length, 1);
-        for (size_t i = 0; control && i < length; i++)
-            fprintf(stderr, "\\x%02x", (unsigned char)text[i]);
-        if (!control)
-            fwrite(text, 1, length, stderr);
-        text += length;
-        n -= length;
-    }
-}
-
 int cli_fail(int code, const char *format, ...) {
     char text[4096];
     va_list args;
@@ -276,7 +259,7 @@ int cli_fail(int code, const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     fputs("dovetail: ", stderr);
-    put_message(text);
+    show_text(stderr, text);
     fputc('\n', stderr);
     return code;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "models/token.h"
+#include "src/cli/show.h"
 
 json_t *report_real(double value) {
     return isfinite(value) ? json_real(value) : json_null();
@@ -202,7 +203,7 @@ static void format_cell(char out[CELL_BYTES], const json_t *row, const report_co
     const json_t *value = json_object_get(row, column->key);
     out[0] = '\0';
     if (json_is_string(value))
-        snprintf(out, CELL_BYTES, "%s", json_string_value(value));
+        show_bytes(out, CELL_BYTES, json_string_value(value), json_string_length(value));
     else if (json_is_integer(value))
         snprintf(out, CELL_BYTES, "%lld", (long long)json_integer_value(value));
     else if (json_is_real(value))
