@@ -190,7 +190,16 @@ def test_save(folder):
     got = Piped(["hello", "/save " + precious], code=1)
     with open(precious, encoding="utf-8") as f:
         check("no saved chat" in got.notes[0] and f.read() == "keep me", "/save overwrites files")
+    for beside in (path + ".part", path + ".tmp"):
+        with open(beside, "w", encoding="utf-8") as f:
+            f.write("keep me")
     Piped(["hello", "/save " + path])  # over an older chat
+    for beside in (path + ".part", path + ".tmp"):
+        with open(beside, encoding="utf-8") as f:
+            check(f.read() == "keep me", "/save overwrites %s" % beside)
+        os.remove(beside)
+    left = [name for name in os.listdir(folder) if name.startswith("a.json")]
+    check(left == ["a.json"], "/save leaves %s" % left)
     check(len(read_chat(path)["turns"]) == 1, "/save does not overwrite a saved chat")
     other = [PROGRAM, "chat", "-m", os.path.join(DATA, "tiny-draft.gguf")]
     done = subprocess.run([*other, "-n", "3"], input=("/load %s\nhello\n" % path).encode(),

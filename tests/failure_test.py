@@ -317,7 +317,8 @@ def disk_full_of_a_file(folder):
           "/save: %d %r" % (child.returncode, err))
     with open(saved, "rb") as f:
         check(f.read() == before, "/save on a full disk costs the older file")
-    check(os.listdir(folder).count("chat.json.part") == 0, "a part is left")
+    left = [name for name in os.listdir(folder) if name.startswith("chat.json")]
+    check(left == ["chat.json"], "a part is left: %s" % left)
 
 
 @case

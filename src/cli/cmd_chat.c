@@ -358,6 +358,32 @@ static bool file_is_chat(const char *path) {
     return is_chat;
 }
 
+/* Written beside, to a file that nobody has, and renamed, so that a full disk does not cost an
+ * older file. 0 or an errno. */
+static int write_saved(const char *path, const json_t *saved) {
+    char *part = NULL;
+    if (asprintf(&part, "%s.XXXXXX", path) < 0)
+        return ENOMEM;
+    errno = 0;
+    int code = 0, fd = mkostemp(part, O_CLOEXEC); /* mode 0600 */
+    FILE *file = fd >= 0 ? fdopen(fd, "w") : NULL;
+    if (!file)
+        code = errno;
+    if (fd >= 0 && !file)
+        close(fd);
+    errno = 0; /* that json_dumpf may leave as it is */
+    if (file && json_dumpf(saved, file, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) != 0)
+        code = errno ? errno : EIO;
+    if (file && fclose(file) != 0 && code == 0)
+        code = errno ? errno : EIO;
+    if (code == 0 && rename(part, path) != 0)
+        code = errno;
+    if (code != 0 && fd >= 0)
+        unlink(part);
+    free(part);
+    return code;
+}
+
 static int cmd_save(chat *c, const char *text) {
     if (!text[0])
         return cli_fail(CLI_FAILED, "want /save FILE");
@@ -368,21 +394,11 @@ static int cmd_save(chat *c, const char *text) {
         json_object_set_new(settings, cli_setting_name(i),
             json_real(cli_setting_get(&c->opts, cli_setting_name(i))));
     json_object_set_new(saved, "settings", settings);
-    /* Written beside and renamed, so that a full disk does not cost an older file. */
-    char *part = NULL;
-    int fd = asprintf(&part, "%s.part", text) < 0
-                 ? -1
-                 : open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    FILE *file = fd >= 0 ? fdopen(fd, "w") : NULL;
-    bool done = file && json_dumpf(saved, file, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) == 0;
-    done = file && fclose(file) == 0 && done;
-    done = done && rename(part, text) == 0;
-    int code = done ? CLI_OK : cli_fail(CLI_FAILED, "cannot write %s: %s", text, strerror(errno));
-    if (!done && fd >= 0)
-        unlink(part);
-    free(part);
+    int write_errno = write_saved(text, saved);
     json_decref(saved);
-    return code;
+    return write_errno == 0
+               ? CLI_OK
+               : cli_fail(CLI_FAILED, "cannot write %s: %s", text, strerror(write_errno));
 }
 
 static int load_settings(cli_opts *opts, const json_t *settings, const char *path) {
