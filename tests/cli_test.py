@@ -340,6 +340,36 @@ def test_messages(folder):
     refuses(1, "irectory", *RUN, "-f", folder)
 
 
+def test_trace_over(folder):
+    """--trace and --logits leave alone what the command reads, by whatever name."""
+    model, draft = os.path.join(folder, "m.gguf"), os.path.join(folder, "d.gguf")
+    link = os.path.join(folder, "link")
+    shutil.copyfile(TARGET, model)
+    shutil.copyfile(DRAFT, draft)
+    text = write(os.path.join(folder, "text"), "hello, hello")
+    lines = write(os.path.join(folder, "lines"), '{"prompt": "aa"}\n')
+    template = write(os.path.join(folder, "template"), "user {text}\nassistant {text}\n")
+    os.link(text, link)
+    os.symlink(model, link + "2")
+    before = {path: open(path, "rb").read() for path in (model, draft, text, lines, template)}
+    run = ["run", "-m", model, "-n", "2"]
+    for out, args in ((model, ["-p", "x"]), (link + "2", ["-p", "x"]),
+                      (draft, ["-d", draft, "-p", "x"]), (text, ["-f", text]), (link, ["-f", text]),
+                      (lines, ["--jsonl", lines]),
+                      (template, ["--chat", "--template", template, "-p", "x"])):
+        refuses(2, ("--trace", "is read by this command"), *run, *args, "--trace", out)
+    with open(text, "rb") as f:
+        refuses(2, "--trace", *run, "--trace", link, stdin=f)
+    with open(text, "rb") as f:
+        refuses(2, "--logits", "perplexity", "-m", model, "--logits", text, stdin=f)
+    for path, data in before.items():
+        with open(path, "rb") as f:
+            check(f.read() == data, "%s is overwritten" % path)
+    # An older trace is no input, whatever stands in it.
+    for _ in range(2):
+        works(*run, "-p", "x", "--trace", os.path.join(folder, "trace"))
+
+
 def gguf_tensor(data, name):
     """Offset of a tensor's bytes in a GGUF file of the default alignment."""
     at = 24

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "src/cli/report.h"
 
@@ -33,21 +32,6 @@ static int write_logits(
         return cli_fail_err();
     if (out.write_errno)
         return cli_fail(CLI_FAILED, "cannot write %s: %s", path, strerror(out.write_errno));
-    return CLI_OK;
-}
-
-/* Writing the logits over what is being read would destroy it. */
-static int check_logits_file(const cli_opts *opts) {
-    const char *read[] = {opts->target, opts->file, opts->ids_file};
-    struct stat out, in;
-    if (!opts->logits_file || stat(opts->logits_file, &out) != 0 || !S_ISREG(out.st_mode))
-        return CLI_OK;
-    for (size_t i = 0; i < DT_COUNT(read); i++) {
-        if (read[i] && stat(read[i], &in) == 0 && in.st_dev == out.st_dev &&
-            in.st_ino == out.st_ino)
-            return cli_fail(
-                CLI_USAGE, "option --logits: %s is read by this command", opts->logits_file);
-    }
     return CLI_OK;
 }
 
@@ -117,7 +101,9 @@ static int measure(const cli_opts *opts, dt_engine *engine, const cli_text *text
 int cmd_perplexity(const cli_opts *opts) {
     cli_text text;
     dt_engine *engine = NULL;
-    int code = check_logits_file(opts);
+    const char *file = opts->file || opts->ids_file ? opts->file : "-";
+    const char *read[] = {opts->target, file, opts->ids_file};
+    int code = cli_check_output("--logits", opts->logits_file, read, DT_COUNT(read));
     if (code != CLI_OK)
         return code;
     code = opts->ids_file ? cli_read_file(&text, opts->ids_file) : cli_read_prompt(&text, opts);

@@ -318,7 +318,13 @@ static int run_lines(run *r, const cli_text *file) {
 int cmd_run(const cli_opts *opts) {
     cli_text text;
     run r;
-    int code = opts->jsonl ? cli_read_file(&text, opts->jsonl) : cli_read_prompt(&text, opts);
+    bool standard = !opts->prompt && !opts->file && !opts->jsonl;
+    const char *read[] = {
+        opts->target, opts->draft, opts->jsonl, standard ? "-" : opts->file, opts->chat_template};
+    int code = cli_check_output("--trace", opts->trace, read, DT_COUNT(read));
+    if (code != CLI_OK)
+        return code;
+    code = opts->jsonl ? cli_read_file(&text, opts->jsonl) : cli_read_prompt(&text, opts);
     if (code != CLI_OK)
         return code;
     code = open_run(&r, opts);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "src/base/mem.h"
@@ -646,6 +647,20 @@ int cli_read_file(cli_text *out, const char *path) {
         return code;
     }
     out->data[out->n_bytes] = '\0';
+    return CLI_OK;
+}
+
+int cli_check_output(const char *name, const char *path, const char *const *read, size_t n) {
+    struct stat out, in;
+    if (!path || stat(path, &out) != 0 || !S_ISREG(out.st_mode))
+        return CLI_OK;
+    for (size_t i = 0; i < n; i++) {
+        if (!read[i])
+            continue;
+        int found = strcmp(read[i], "-") == 0 ? fstat(STDIN_FILENO, &in) : stat(read[i], &in);
+        if (found == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
+            return cli_fail(CLI_USAGE, "option %s: %s is read by this command", name, path);
+    }
     return CLI_OK;
 }
 

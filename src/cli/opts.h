@@ -144,6 +144,10 @@ typedef struct cli_text {
 /* The whole file, of at most CLI_FILE_BYTES_MAX; "-" is standard input. CLI_OK or CLI_FAILED after
  * one line on stderr. */
 int cli_read_file(cli_text *out, const char *path);
+/* Writing over what a command reads would destroy it: CLI_USAGE after one line on stderr if `path`
+ * (NULL: none) is the same file as one of read[n] (NULL: none; "-": standard input). `name` is the
+ * option that gives the path. */
+int cli_check_output(const char *name, const char *path, const char *const *read, size_t n);
 /* The prompt: -p, else -f, else standard input. An empty one is CLI_FAILED. */
 int cli_read_prompt(cli_text *out, const cli_opts *opts);
 
