@@ -508,10 +508,38 @@ def test_ends(folder):
     # Mistakes at the prompt end nothing.
     t = terminal(folder, "-n", "3")
     at = ready(t)
-    for line in ("/load /no/such", "/walk", "/set temp hot", "/save"):
+    fifo = os.path.join(folder, "fifo")
+    os.mkfifo(fifo)
+    for line in ("/load /no/such", "/walk", "/set temp hot", "/save", "/load " + fifo,
+                 "/save " + fifo, "/load /dev/tty"):
         t.type(line + "\r")
         at = ready(t, t.expect("dovetail: ", at))
     say(t, "hello", at)
+    t.type("\x04")
+    ends_well(t, 0)
+
+
+def test_paste(folder):
+    """Ctrl-C in the answer to a pasted block drops the rest of the block."""
+    t = terminal(folder, "-n", "60000", "-c", "65536")
+    at = ready(t)
+    t.type("go\rone\rtwo\rthree\r")
+    t.expect("go\r\n.{20}", at)
+    t.type("\x03")
+    at = t.expect(r"\d of 65536 in the context\]", at)
+    ready(t, at)
+    check("one\r\n" not in t.text[at:], "goes on with the block: %r" % t.text[at:])
+    t.type("\x04")
+    ends_well(t, 0)
+
+
+def test_long_system(folder):
+    t = terminal(folder, "-n", "3", "-c", "64")
+    at = ready(t)
+    t.type("/system " + "x " * 90 + "\r")
+    at = t.expect("stays as it was", at)
+    at = ready(t, at)
+    at = say(t, "hello", at)
     t.type("\x04")
     ends_well(t, 0)
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "src/base/mem.h"
@@ -217,6 +218,8 @@ static int answer(chat *c, const int32_t *old, int64_t n_old) {
         c->write_errno = errno ? errno : EIO;
     bool interrupted = term_interrupted();
     term_end_answer();
+    if (interrupted)
+        line_drop_ahead(c->lines);
     const talk_turn *turn = &c->talk.turns[c->talk.n_turns - 1];
     bool empty = turn->n_ids == turn->n_prompt;
     if (empty && n_old > 0)
@@ -287,8 +290,22 @@ static int cmd_help(chat *c, const char *text) {
 
 static int cmd_system(chat *c, const char *text) {
     const char *now = c->talk.system ? c->talk.system : dt_chat_default_system(c->talk.chat);
-    if (text[0])
-        return talk_set_system(&c->talk, text);
+    if (text[0]) {
+        char *before = c->talk.system ? strdup(c->talk.system) : NULL;
+        int64_t n = 0;
+        int code = talk_set_system(&c->talk, text);
+        if (code == CLI_OK)
+            code = talk_count_alone(&n, &c->talk, "");
+        if (code == CLI_OK && n >= c->n_ctx) {
+            code = cli_fail(CLI_FAILED,
+                "the system prompt has %lld tokens with its template, the context holds %lld: it "
+                "stays as it was",
+                (long long)n, (long long)c->n_ctx);
+            (void)talk_set_system(&c->talk, before);
+        }
+        free(before);
+        return code;
+    }
     fprintf(stderr, "%s\n", now ? now : "(no system prompt)");
     return CLI_OK;
 }
@@ -384,9 +401,19 @@ static int write_saved(const char *path, const json_t *saved) {
     return code;
 }
 
+/* A pipe or a terminal would hold the chat until someone writes or reads there. */
+static int check_regular(const char *path) {
+    struct stat status;
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
+        return cli_fail(CLI_FAILED, "%s is no regular file", path);
+    return CLI_OK;
+}
+
 static int cmd_save(chat *c, const char *text) {
     if (!text[0])
         return cli_fail(CLI_FAILED, "want /save FILE");
+    if (check_regular(text) != CLI_OK)
+        return CLI_FAILED;
     if (access(text, F_OK) == 0 && !file_is_chat(text))
         return cli_fail(CLI_FAILED, "%s exists and is no saved chat: it stays as it is", text);
     json_t *saved = talk_save(&c->talk), *settings = json_object();
@@ -420,7 +447,9 @@ static int cmd_load(chat *c, const char *text) {
     if (!text[0])
         return cli_fail(CLI_FAILED, "want /load FILE");
     cli_text data;
-    int code = cli_read_file(&data, text);
+    int code = check_regular(text);
+    if (code == CLI_OK)
+        code = cli_read_file(&data, text);
     if (code != CLI_OK)
         return code;
     json_t *saved = json_loadb(data.data, data.n_bytes, 0, &error);

@@ -71,6 +71,11 @@ static int next_byte(cli_line_reader *r) {
     return (unsigned char)r->ahead[r->i_ahead++];
 }
 
+void line_drop_ahead(cli_line_reader *r) {
+    if (r->terminal)
+        r->i_ahead = r->n_ahead;
+}
+
 static bool append(cli_line_reader *r, char byte) {
     if (r->n_line + 2 > r->room) {
         size_t room = 2 * r->room + 256;

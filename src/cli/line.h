@@ -28,6 +28,9 @@ bool line_interactive(const cli_line_reader *reader);
 line_end line_read(
     cli_line_reader *reader, const char *prompt, const char **text_out, size_t *n_out);
 
+/* Forgets what was typed ahead at a terminal: the rest of a paste whose answer was interrupted. */
+void line_drop_ahead(cli_line_reader *reader);
+
 /* Puts a line into the history and writes the file. */
 void line_remember(cli_line_reader *reader, const char *text);
 
