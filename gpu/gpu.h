@@ -35,7 +35,7 @@ void dt_gpu_unload(dt_gpu_weights *weights);
 /* A forward with room for n_rows KV rows. Its top-k is found on the device for every wanted row of
  * an eval, with the arguments that dt_forward.topk_hint names. `logits` is NULL unless host_logits
  * asks for a copy of them on the host (checks do); features stay on the device. One thread at a
- * time. */
+ * time; forwards of one device wait for each other. */
 dt_err dt_gpu_forward_open(
     dt_forward **out, const dt_gpu_weights *weights, int n_rows, bool host_logits);
 

@@ -63,6 +63,7 @@ dt_err dt_gpu_open(dt_gpu **out, int index) {
         DT_FAIL(DT_ERR_UNSUPPORTED, "this build has no kernels for a GPU");
     dt_gpu *gpu = NULL;
     DT_TRY(dt_mem_alloc(&gpu, sizeof *gpu));
+    pthread_mutex_init(&gpu->mutex, NULL);
     gpu->ops = dt_gpu_table();
     dt_err err = open_device(gpu, index);
     if (err != DT_OK) {
@@ -78,6 +79,7 @@ void dt_gpu_close(dt_gpu *gpu) {
         return;
     if (gpu->device)
         gpu->ops->close(gpu->device);
+    pthread_mutex_destroy(&gpu->mutex);
     dt_mem_free(gpu);
 }
 

@@ -2,6 +2,8 @@
 #ifndef DT_GPU_GPU_DEVICE_H
 #define DT_GPU_GPU_DEVICE_H
 
+#include <pthread.h>
+
 #include "gpu/gpu.h"
 #include "gpu/ops.h"
 
@@ -9,6 +11,7 @@ struct dt_gpu {
     const dt_gpu_ops *ops;
     dt_gpu_device *device;
     dt_gpu_info info;
+    pthread_mutex_t mutex; /* held during the calls of a forward: they all use one stream */
     char text[192];
 };
 

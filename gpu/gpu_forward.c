@@ -364,6 +364,15 @@ static dt_err graph_for(dt_gpu_graph **out, gpu_forward *f, bucket b) {
 
 /* ---- eval ---- */
 
+/* Forwards of one device share its stream, and the thread of each session runs one. */
+static void lock(gpu_forward *f) {
+    pthread_mutex_lock(&f->w->gpu->mutex);
+}
+
+static void unlock(gpu_forward *f) {
+    pthread_mutex_unlock(&f->w->gpu->mutex);
+}
+
 /* Appends the batch's rows and writes down what each sees. */
 static dt_err place_rows(gpu_forward *f, bucket *b, const dt_batch *batch, int32_t *ancestors_of) {
     dt_rows *rows = &f->base.rows;
@@ -480,7 +489,9 @@ static dt_err gpu_eval(dt_forward *forward, const dt_batch *batch) {
     int n_used = forward->rows.n_used;
     forward->batch_row0 = n_used;
     f->ranked = false;
+    lock(f);
     dt_err err = run_round(f, batch);
+    unlock(f);
     if (err != DT_OK)
         forward->rows.n_used = n_used;
     return err;
@@ -495,6 +506,14 @@ static bool same_ranking(const dt_topk_args *a, const dt_topk_args *b) {
            a->tau == b->tau;
 }
 
+static dt_err rank_again(gpu_forward *f) {
+    DT_TRY(f->ops->copy_in(f->device, f->d_record, f->record, STEP_BYTES));
+    DT_TRY(rank(f, power_of_two(step_of(f)->n_rows)));
+    DT_TRY(f->ops->wait(f->device));
+    f->moving = false;
+    return DT_OK;
+}
+
 static dt_err gpu_topk(dt_forward *forward, dt_topk *out, int i_row, const dt_topk_args *args) {
     gpu_forward *f = (gpu_forward *)forward;
     dt_gpu_step *step = step_of(f);
@@ -507,10 +526,10 @@ static dt_err gpu_topk(dt_forward *forward, dt_topk *out, int i_row, const dt_to
         write_topk(f, args);
         for (int r = 0; r < step->n_rows; r++)
             step->n_positions[r] = noisy ? (int32_t)args->position : f->next_position[r];
-        DT_TRY(f->ops->copy_in(f->device, f->d_record, f->record, STEP_BYTES));
-        DT_TRY(rank(f, power_of_two(step->n_rows)));
-        DT_TRY(f->ops->wait(f->device));
-        f->moving = false;
+        lock(f);
+        dt_err err = rank_again(f);
+        unlock(f);
+        DT_TRY(err);
     }
     const dt_gpu_best *best = &f->best[i];
     if (best->n < 0 || best->n > DT_GPU_RANKED)
@@ -521,13 +540,8 @@ static dt_err gpu_topk(dt_forward *forward, dt_topk *out, int i_row, const dt_to
 
 /* ---- the cache ---- */
 
-static dt_err gpu_move(dt_forward *forward, const dt_row_move *moves, int n_moves) {
-    gpu_forward *f = (gpu_forward *)forward;
+static dt_err enqueue_moves(gpu_forward *f, const dt_row_move *moves, int n_moves) {
     const dt_config *c = &f->w->model->config;
-    if (n_moves == 0)
-        return DT_OK;
-    if (n_moves > DT_KEEP_MAX)
-        DT_FAIL(DT_ERR_INTERNAL, "%d rows to move", n_moves);
     if (f->moving)
         DT_TRY(f->ops->wait(f->device));
     for (int i = 0; i < n_moves; i++)
@@ -545,6 +559,18 @@ static dt_err gpu_move(dt_forward *forward, const dt_row_move *moves, int n_move
                                           .head_dim = c->head_dim,
                                           .v_stride = f->v_stride,
                                       });
+}
+
+static dt_err gpu_move(dt_forward *forward, const dt_row_move *moves, int n_moves) {
+    gpu_forward *f = (gpu_forward *)forward;
+    if (n_moves == 0)
+        return DT_OK;
+    if (n_moves > DT_KEEP_MAX)
+        DT_FAIL(DT_ERR_INTERNAL, "%d rows to move", n_moves);
+    lock(f);
+    dt_err err = enqueue_moves(f, moves, n_moves);
+    unlock(f);
+    return err;
 }
 
 /* ---- memory ---- */
@@ -590,6 +616,7 @@ static void lay_out(arena *a, gpu_forward *f) {
 
 static void gpu_close(dt_forward *forward) {
     gpu_forward *f = (gpu_forward *)forward;
+    lock(f);
     (void)f->ops->wait(f->device); /* pinned memory is in use until then */
     for (int i = 0; i < f->n_graphs; i++)
         f->ops->graph_free(f->device, f->graphs[i].graph);
@@ -599,6 +626,7 @@ static void gpu_close(dt_forward *forward) {
     f->ops->release_pinned(f->device, f->best);
     f->ops->release_pinned(f->device, f->moves);
     f->ops->release_pinned(f->device, f->staged_logits);
+    unlock(f);
     dt_mem_free(f->host_logits);
     dt_rows_deinit(&forward->rows);
     dt_mem_free(f);
@@ -660,7 +688,9 @@ dt_err dt_gpu_forward_open(
     f->base.device = f->ops->name;
     f->base.apart = true;
     f->base.numerics = weights->numerics;
+    lock(f);
     dt_err err = take_memory(f, n_rows, host_logits);
+    unlock(f);
     if (err != DT_OK) {
         gpu_close(&f->base);
         return err;
