@@ -32,6 +32,9 @@ typedef struct dt_engine_options {
     const char *draft_device;
     int gpu;                 /* index of the GPU; negative: the one with the most free memory */
     int64_t gpu_patience_ns; /* how long a call of its driver may take; 0: 30 s */
+    /* Set to true where dt_engine_open fails and dt_engine_close would return false; may be NULL.
+     */
+    bool *stuck;
     /* Called while loading, from the calling thread; may be NULL. `what` is "target" or "draft". */
     void (*progress)(void *arg, const char *what, size_t done, size_t total);
     void *arg;
@@ -238,8 +241,8 @@ typedef struct dt_memory {
 } dt_memory;
 void dt_session_memory(dt_memory *out, const dt_session *session, const dt_engine *engine);
 
-/* One line: the GPU found, or "none: " and why there is none. */
-void dt_gpu_report(char *out, size_t n_bytes);
+/* One line: the GPU found, or "none: " and why there is none. False: as for dt_engine_close. */
+bool dt_gpu_report(char *out, size_t n_bytes);
 
 /* Loads OpenBLAS and runs the self-test of its exactness: `id` becomes "openblas-VERSION-CORE",
  * `fault` empty, or one line. DT_ERR_UNSUPPORTED where there is none. */

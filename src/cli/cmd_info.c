@@ -99,7 +99,7 @@ static int describe_machine(json_t *out, const cli_opts *opts) {
         json_object_set_new(machine, "isa", isa_levels());
         json_object_set_new(machine, "memory", describe_memory());
         json_object_set_new(machine, "openblas", describe_openblas());
-        dt_gpu_report(line, sizeof line);
+        cli_gpu_report(line, sizeof line);
         json_object_set_new(machine, "gpu", report_bytes(line, strlen(line)));
     }
     json_object_set_new(out, "machine", machine);

@@ -792,6 +792,8 @@ static void on_load_interrupt(int signal_number) {
     _exit(CLI_INTERRUPTED);
 }
 
+static bool driver_hangs;
+
 int cli_engine_open(dt_engine **out, const cli_opts *opts) {
     bool with_draft = opts->draft_kind == DT_DRAFT_AUTO || opts->draft_kind == DT_DRAFT_MODEL;
     dt_engine_options options = {
@@ -802,6 +804,7 @@ int cli_engine_open(dt_engine **out, const cli_opts *opts) {
         .matmul = opts->matmul,
         .draft_device = opts->draft_device,
         .gpu = (int)opts->gpu,
+        .stuck = &driver_hangs,
         .progress = load_progress,
     };
     struct sigaction interrupt = {.sa_handler = on_load_interrupt}, before;
@@ -812,7 +815,10 @@ int cli_engine_open(dt_engine **out, const cli_opts *opts) {
     return err == DT_OK ? CLI_OK : cli_fail_err();
 }
 
-static bool driver_hangs;
+void cli_gpu_report(char *out, size_t n_bytes) {
+    if (!dt_gpu_report(out, n_bytes))
+        driver_hangs = true;
+}
 
 void cli_engine_close(dt_engine *engine) {
     if (!dt_engine_close(engine))

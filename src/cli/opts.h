@@ -169,6 +169,8 @@ int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, c
 int cli_engine_open(dt_engine **out, const cli_opts *opts);
 /* NULL is fine. */
 void cli_engine_close(dt_engine *engine);
+/* dt_gpu_report. */
+void cli_gpu_report(char *out, size_t n_bytes);
 /* Ends the program: at once where a driver hangs. */
 int cli_leave(int code);
 void cli_session_options(dt_session_options *out, const cli_opts *opts);

@@ -1,4 +1,5 @@
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -28,7 +29,7 @@ struct dt_engine {
     dt_cpu_weights *target_weights;
     dt_place *draft_place;
     int64_t patience_ns;
-    bool stuck; /* a thread was left in a call that hangs */
+    atomic_bool stuck; /* a thread was left in a call that hangs */
     int32_t n_common;
     pthread_mutex_t mutex;
     memory memories[N_SOURCES][N_WARMTHS];
@@ -122,7 +123,8 @@ dt_err dt_engine_open(dt_engine **out, const dt_engine_options *options) {
     pthread_mutex_init(&engine->mutex, NULL);
     dt_err err = open_all(engine, options);
     if (err != DT_OK) {
-        dt_engine_close(engine);
+        if (!dt_engine_close(engine) && options->stuck)
+            *options->stuck = true;
         return err;
     }
     *out = engine;
@@ -134,7 +136,7 @@ bool dt_engine_close(dt_engine *engine) {
         return true;
     if (engine->stuck)
         dt_place_abandon(engine->draft_place);
-    bool stuck = !dt_place_close(engine->draft_place);
+    bool stuck = !dt_place_close(engine->draft_place) || engine->stuck;
     if (engine->target_weights)
         dt_cpu_unload(engine->target_weights);
     if (engine->cpu)
@@ -244,6 +246,16 @@ dt_err dt_context_check(const dt_engine *engine, const dt_session_options *o, si
         o->n_ctx, need / 1000000, there / 1000000, low);
 }
 
+/* Sessions may be opened by any thread. */
+static dt_err open_draft_forward(dt_forward **out, dt_engine *engine, int n_rows) {
+    pthread_mutex_lock(&engine->mutex);
+    if (engine->stuck) /* this GPU is not asked again */
+        dt_place_abandon(engine->draft_place);
+    dt_err err = dt_place_forward(out, engine->draft_place, n_rows);
+    pthread_mutex_unlock(&engine->mutex);
+    return err;
+}
+
 static dt_err open_forwards(
     dt_session_parts *parts, dt_engine *engine, const dt_session_options *o) {
     dt_limits limits;
@@ -253,7 +265,7 @@ static dt_err open_forwards(
         &parts->target, engine->target_weights, o->n_ctx + DT_TREE_MAX, kv_type(o)));
     if (!wants_model_draft(engine, o))
         return DT_OK;
-    DT_TRY(dt_place_forward(&parts->draft, engine->draft_place, o->n_ctx + DRAFT_ROWS_SPARE));
+    DT_TRY(open_draft_forward(&parts->draft, engine, o->n_ctx + DRAFT_ROWS_SPARE));
     return limit_head(parts, engine->draft->vocab, engine->draft->config.n_vocab);
 }
 
@@ -341,7 +353,8 @@ dt_err dt_session_open(dt_session **out, dt_engine *engine, const dt_session_opt
         err = dt_session_open_with(out, &parts, &o);
     }
     if (err != DT_OK) {
-        engine->stuck |= !dt_place_forward_close(parts.draft);
+        if (!dt_place_forward_close(parts.draft))
+            engine->stuck = true;
         dt_forward_close(parts.target);
     }
     return err;
@@ -391,8 +404,8 @@ void dt_session_memory(dt_memory *out, const dt_session *session, const dt_engin
     out->work_bytes = target->work_bytes;
 }
 
-void dt_gpu_report(char *out, size_t n_bytes) {
-    dt_place_describe_gpu(out, n_bytes);
+bool dt_gpu_report(char *out, size_t n_bytes) {
+    return dt_place_describe_gpu(out, n_bytes);
 }
 
 dt_err dt_openblas_check(char *id, size_t n_id, char *fault, size_t n_fault) {

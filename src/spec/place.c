@@ -10,6 +10,8 @@
 
 enum { TEXT_BYTES = 320 };
 
+static const char GIVEN_UP[] = "the GPU does not answer, the draft runs on the CPU";
+
 /* Work for the GPU, done with patience. It belongs to whoever is left with it: the place, or the
  * thread that hangs. */
 typedef struct gpu_job {
@@ -33,8 +35,10 @@ struct dt_place {
     dt_place_options options;
     dt_cpu_weights *weights;
     gpu_job *job; /* NULL: no GPU */
-    char notice[TEXT_BYTES + 64];
+    bool lent;    /* a forward on the GPU was handed out: it uses the weights until the end */
     bool stuck;
+    _Atomic(const char *) notice; /* "", GIVEN_UP or `fallback`, which is written before */
+    char fallback[TEXT_BYTES + 64];
 };
 
 /* ---- on the GPU's own thread ---- */
@@ -95,15 +99,17 @@ static int64_t patience(const dt_place *place) {
 
 /* Leaves the job to the thread that hangs in it. */
 static void give_up(dt_place *place) {
-    snprintf(
-        place->notice, sizeof place->notice, "the GPU does not answer, the draft runs on the CPU");
+    place->notice = GIVEN_UP;
     place->job = NULL;
     place->stuck = true;
 }
 
 static void note_fallback(dt_place *place) {
+    if (place->fallback[0]) /* somebody may read it */
+        return;
     snprintf(
-        place->notice, sizeof place->notice, "the draft runs on the CPU: %s", place->job->text);
+        place->fallback, sizeof place->fallback, "the draft runs on the CPU: %s", place->job->text);
+    place->notice = place->fallback;
 }
 
 /* Ends the use of the GPU. */
@@ -153,18 +159,15 @@ dt_err dt_place_open(dt_place **out, const dt_place_options *options) {
         DT_FAIL(DT_ERR_INPUT, "the draft's device: want auto, cpu or cuda, got \"%s\"", device);
     dt_place *place = NULL;
     DT_TRY(dt_mem_alloc(&place, sizeof *place));
+    *out = place;
     place->options = *options;
+    place->notice = "";
     dt_err err = strcmp(device, "cpu") == 0 ? DT_OK : try_gpu(place, asked);
     if (err == DT_OK && !place->job)
         err = load_cpu(place);
-    if (err != DT_OK) {
-        dt_place_close(place);
-        return err;
-    }
     /* The caller's memory for it may be gone by the time that a forward falls back. */
     place->options.progress = NULL;
-    *out = place;
-    return DT_OK;
+    return err;
 }
 
 dt_err dt_place_forward(dt_forward **out, dt_place *place, int n_rows) {
@@ -176,10 +179,12 @@ dt_err dt_place_forward(dt_forward **out, dt_place *place, int n_rows) {
             give_up(place);
         } else if (job->err == DT_OK) {
             *out = job->forward;
+            place->lent = true;
             return DT_OK;
         } else {
             note_fallback(place);
-            drop_gpu(place);
+            if (!place->lent)
+                drop_gpu(place);
         }
     }
     DT_TRY(load_cpu(place));
@@ -204,10 +209,8 @@ const char *dt_place_notice(const dt_place *place) {
 }
 
 void dt_place_abandon(dt_place *place) {
-    if (!place || !place->job)
-        return;
-    place->job = NULL;
-    place->stuck = true;
+    if (place && place->job)
+        give_up(place);
 }
 
 bool dt_place_close(dt_place *place) {
@@ -220,18 +223,20 @@ bool dt_place_close(dt_place *place) {
     return !stuck;
 }
 
-void dt_place_describe_gpu(char *out, size_t n_bytes) {
+bool dt_place_describe_gpu(char *out, size_t n_bytes) {
     gpu_job *job = NULL;
     if (dt_mem_alloc(&job, sizeof *job) != DT_OK) {
         snprintf(out, n_bytes, "none: %s", dt_err_message());
-        return;
+        return true;
     }
     job->index = DT_GPU_ANY;
     if (!dt_run_patiently(open_gpu, NULL, job, DT_PATIENCE_NS / 3)) {
         snprintf(out, n_bytes, "none: the driver does not answer");
-        return;
+        return false;
     }
     snprintf(out, n_bytes, "%s%s", job->err == DT_OK ? "" : "none: ", job->text);
-    if (dt_run_patiently(unload, NULL, job, DT_PATIENCE_END_NS))
-        dt_mem_free(job);
+    if (!dt_run_patiently(unload, NULL, job, DT_PATIENCE_END_NS))
+        return false;
+    dt_mem_free(job);
+    return true;
 }

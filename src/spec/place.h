@@ -1,5 +1,6 @@
 /* Where a draft model runs: on a GPU if one is wanted, at hand and able, else on the CPU. Whatever
- * fails on the GPU leaves one line behind and falls back. Main thread. */
+ * fails on the GPU leaves one line behind and falls back. One thread at a time, but any; the notice
+ * may be read, and forwards be used and closed, meanwhile. */
 #ifndef DT_SPEC_PLACE_H
 #define DT_SPEC_PLACE_H
 
@@ -17,20 +18,23 @@ typedef struct dt_place_options {
     void *arg;
 } dt_place_options;
 
-/* Loads the weights. An unknown device is DT_ERR_INPUT. */
+/* Loads the weights. An unknown device is DT_ERR_INPUT. *out is to be closed after a failure too,
+ * if it is not NULL: a thread may hang in it. */
 dt_err dt_place_open(dt_place **out, const dt_place_options *options);
-/* A forward on the device chosen, or on the CPU where the GPU has no room for it. */
+/* A forward on the device chosen, or on the CPU where the GPU has no room for it. Those that run on
+ * the GPU already stay there. */
 dt_err dt_place_forward(dt_forward **out, dt_place *place, int n_rows);
 /* Closes it with patience; NULL is fine. False: it hangs and was left to itself. */
 bool dt_place_forward_close(dt_forward *forward);
-/* Empty, or one line why the draft does not run on the GPU. */
+/* Empty, or one line why the draft does not run on the GPU. Valid until the place is closed. */
 const char *dt_place_notice(const dt_place *place);
-/* A thread hangs in what this has opened: it is not touched again. */
+/* A thread hangs in what this has opened on the GPU: it is not touched again, and what comes next
+ * runs on the CPU. */
 void dt_place_abandon(dt_place *place);
 /* NULL is fine. False: a call hangs, or did before; the model and the place stay in memory. */
 bool dt_place_close(dt_place *place);
 
-/* Which GPU there is, or "none: " and why: one line. */
-void dt_place_describe_gpu(char *out, size_t n_bytes);
+/* Which GPU there is, or "none: " and why: one line. False: a call hangs and was left to itself. */
+bool dt_place_describe_gpu(char *out, size_t n_bytes);
 
 #endif

@@ -3,6 +3,8 @@
 #ifndef DT_SPEC_SESSION_H
 #define DT_SPEC_SESSION_H
 
+#include <stdatomic.h>
+
 #include "models/forward.h"
 #include "src/spec/accept.h"
 #include "src/spec/answer.h"
@@ -29,7 +31,7 @@ typedef struct dt_session_parts {
     int32_t n_low;      /* it proposes ids below and those of the text only; 0: all */
     dt_speech speech;
     /* Set when a thread of the session had to be left to itself; may be NULL. */
-    bool *stuck;
+    atomic_bool *stuck;
     int64_t patience_ns; /* of a GPU's call; 0: as designed */
     /* What is known of this pair, NULL for nothing, and who hears at the session's end what was
      * learnt; `learned` may be NULL. */
