@@ -277,8 +277,8 @@ static bool promises(const dt_plan *plan, double rate, int64_t n_behind, int64_t
     if (plan->has_ngram && !plan->apart && plan->rests && plan->n_steps < N_LOOK)
         return false;
     double n = n_left < N_LEFT_UNKNOWN || n_left < 1 << 20 ? (double)n_left : N_LEFT_UNKNOWN;
-    /* Some two tokens a step, and the model in half of them. */
-    double gain = model_value(plan, -1, rate) * n * 0.25;
+    /* Some two tokens a step, and where n-grams propose too, the model in half of them. */
+    double gain = model_value(plan, -1, rate) * n * (plan->has_ngram ? 0.25 : 0.5);
     return gain > rate * dt_plan_draft_ns(plan, (int)DT_MIN(n_behind, 1 << 20));
 }
 
