@@ -5,6 +5,7 @@
 
 #include "src/cli/bench.h"
 #include "src/cli/talk.h"
+#include "src/cli/inputs.h"
 
 enum { TURNS_MAX = 16, LANES_MAX = 2, WARM_UP_TOKENS = 16 };
 

@@ -5,6 +5,8 @@
 #include "src/base/topo.h"
 #include "src/cli/bench.h"
 #include "src/cli/show.h"
+#include "src/cli/inputs.h"
+#include "src/cli/start.h"
 
 /* Fills a context to the depth asked for. */
 static const char FILLER[] =

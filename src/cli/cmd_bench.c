@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "src/cli/bench.h"
+#include "src/cli/start.h"
 
 enum { ISAS_MAX = 16, REPS_SPEED = 5, REPS_CURVE = 15, REPS_PROMPTS = 3, DEPTH_CURVE = 256 };
 

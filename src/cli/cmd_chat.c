@@ -14,6 +14,8 @@
 #include "src/cli/show.h"
 #include "src/cli/talk.h"
 #include "src/cli/term.h"
+#include "src/cli/inputs.h"
+#include "src/cli/start.h"
 
 typedef struct chat {
     cli_opts opts; /* of the command line, changed by /set */

@@ -7,6 +7,7 @@
 #include "src/base/topo.h"
 #include "src/cli/report.h"
 #include "src/cli/show.h"
+#include "src/cli/start.h"
 
 /* ---- the machine ---------------------------------------------------------------------------- */
 

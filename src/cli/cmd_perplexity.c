@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "src/cli/report.h"
+#include "src/cli/inputs.h"
+#include "src/cli/start.h"
 
 typedef struct logits_file {
     FILE *file;

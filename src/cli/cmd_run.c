@@ -10,6 +10,8 @@
 #include "src/cli/bias.h"
 #include "src/cli/prompts.h"
 #include "src/cli/report.h"
+#include "src/cli/inputs.h"
+#include "src/cli/start.h"
 
 /* Set by Ctrl-C; the second one ends the program at once. */
 static volatile sig_atomic_t interrupted;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "src/cli/opts.h"
+#include "src/cli/inputs.h"
 
 static int decode(const cli_opts *opts, const dt_vocab *vocab) {
     int32_t *ids;

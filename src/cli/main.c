@@ -7,6 +7,7 @@
 #include "dt_build.h"
 #include "src/cli/opts.h"
 #include "src/cli/term.h"
+#include "src/cli/start.h"
 
 /* A program started with a closed standard stream would see the next file it opens under that
  * number, and write text into it. What is missing becomes a stream that refuses. */

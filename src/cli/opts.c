@@ -2,14 +2,12 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "src/base/mem.h"
@@ -282,6 +280,10 @@ void cli_progress(const char *what, int64_t done, int64_t total) {
     progress_shown = true;
     fprintf(stderr, "\r\033[K%s %3d%%", what, (int)(100.0 * (double)done / (double)total));
     fflush(stderr);
+}
+
+bool cli_progress_shown(void) {
+    return progress_shown;
 }
 
 void cli_progress_end(void) {
@@ -604,259 +606,4 @@ int cli_opts_read(cli_opts *out, int argc, char **argv) {
             return code;
     }
     return out->help ? CLI_OK : check_together(out);
-}
-
-/* ---- what the options name ------------------------------------------------------------------ */
-
-int cli_read_file(cli_text *out, const char *path) {
-    bool standard = strcmp(path, "-") == 0;
-    FILE *file = standard ? stdin : fopen(path, "rb");
-    *out = (cli_text){NULL, 0};
-    if (!file)
-        return cli_fail(CLI_FAILED, "cannot open %s: %s", path, strerror(errno));
-    size_t room = 0;
-    int code = CLI_OK;
-    while (true) {
-        if (room - out->n_bytes < 2) {
-            room = room ? 2 * room : 65536;
-            char *data = realloc(out->data, room);
-            if (!data) {
-                code = cli_fail(CLI_FAILED, "no memory for %s", path);
-                break;
-            }
-            out->data = data;
-        }
-        size_t n = fread(out->data + out->n_bytes, 1, room - out->n_bytes - 1, file);
-        out->n_bytes += n;
-        if (out->n_bytes > CLI_FILE_BYTES_MAX) {
-            code = cli_fail(CLI_FAILED, "%s holds more than %d MB, which is more than any context",
-                standard ? "standard input" : path, CLI_FILE_BYTES_MAX >> 20);
-            break;
-        }
-        if (n == 0 || feof(file)) /* on a terminal one Ctrl-D is the end */
-            break;
-    }
-    if (code == CLI_OK && ferror(file))
-        code = cli_fail(
-            CLI_FAILED, "cannot read %s: %s", standard ? "standard input" : path, strerror(errno));
-    if (!standard)
-        fclose(file);
-    if (code != CLI_OK) {
-        free(out->data);
-        *out = (cli_text){NULL, 0};
-        return code;
-    }
-    out->data[out->n_bytes] = '\0';
-    return CLI_OK;
-}
-
-int cli_check_output(const char *name, const char *path, const char *const *read, size_t n) {
-    struct stat out, in;
-    if (!path || stat(path, &out) != 0 || !S_ISREG(out.st_mode))
-        return CLI_OK;
-    for (size_t i = 0; i < n; i++) {
-        if (!read[i])
-            continue;
-        int found = strcmp(read[i], "-") == 0 ? fstat(STDIN_FILENO, &in) : stat(read[i], &in);
-        if (found == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
-            return cli_fail(CLI_USAGE, "option %s: %s is read by this command", name, path);
-    }
-    return CLI_OK;
-}
-
-int cli_read_prompt(cli_text *out, const cli_opts *opts) {
-    if (opts->prompt) {
-        out->data = strdup(opts->prompt);
-        if (!out->data)
-            return cli_fail(CLI_FAILED, "no memory for the prompt");
-        out->n_bytes = strlen(opts->prompt);
-    } else {
-        const char *path = opts->file ? opts->file : "-";
-        if (!opts->file && isatty(STDIN_FILENO) && isatty(STDERR_FILENO))
-            fputs("Type the text; Ctrl-D on an empty line ends it.\n", stderr);
-        int code = cli_read_file(out, path);
-        if (code != CLI_OK)
-            return code;
-    }
-    if (out->n_bytes == 0) {
-        free(out->data);
-        *out = (cli_text){NULL, 0};
-        return cli_fail(CLI_FAILED, "the %s is empty",
-            opts->command == CLI_RUN || opts->command == CLI_BENCH ? "prompt" : "text");
-    }
-    return CLI_OK;
-}
-
-int cli_encode(int32_t **out, int64_t *n_out, const dt_vocab *vocab, const char *text,
-    size_t n_bytes, bool bos, bool special) {
-    /* A token stands for at least one byte, as a rule; BOS and a space in front come on top. */
-    int64_t n_max = (int64_t)n_bytes + 2;
-    dt_err err = DT_ERR_LIMIT;
-    *out = NULL;
-    for (int i = 0; i < 2 && err == DT_ERR_LIMIT; i++) {
-        free(*out);
-        *out = malloc((size_t)n_max * sizeof **out);
-        if (!*out)
-            return cli_fail(CLI_FAILED, "no memory for the text's tokens");
-        err = dt_encode(*out, n_max, n_out, vocab, text, n_bytes, bos, special);
-        n_max = DT_MAX(*n_out, 1);
-    }
-    if (err == DT_OK)
-        return CLI_OK;
-    free(*out);
-    *out = NULL;
-    return cli_fail_err();
-}
-
-/* A conversation, or if `turns` is NULL what follows `last`. */
-static int encode_chat(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
-    const dt_chat_turn *turns, int n_turns, int32_t last, const char *user) {
-    int64_t n_max = 0;
-    dt_err err = DT_ERR_LIMIT;
-    *out = NULL;
-    for (int i = 0; i < 2 && err == DT_ERR_LIMIT; i++) {
-        err = turns ? dt_chat_encode(*out, n_max, n_out, chat, vocab, turns, n_turns)
-                    : dt_chat_append(*out, n_max, n_out, chat, vocab, last, user);
-        if (i == 0 && err == DT_ERR_LIMIT) {
-            n_max = *n_out;
-            *out = malloc((size_t)n_max * sizeof **out);
-            if (!*out)
-                return cli_fail(CLI_FAILED, "no memory for the text's tokens");
-        }
-    }
-    if (err == DT_OK && *out)
-        return CLI_OK;
-    free(*out);
-    *out = NULL;
-    return err == DT_OK ? cli_fail(CLI_FAILED, "the chat template writes nothing") : cli_fail_err();
-}
-
-int cli_encode_chat(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
-    const dt_chat_turn *turns, int n_turns) {
-    return encode_chat(out, n_out, chat, vocab, turns, n_turns, -1, NULL);
-}
-
-int cli_encode_append(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
-    int32_t last, const char *user) {
-    return encode_chat(out, n_out, chat, vocab, NULL, 0, last, user);
-}
-
-int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, const char *what) {
-    json_error_t error;
-    json_t *array = json_loads(text, 0, &error);
-    *out = NULL;
-    if (!json_is_array(array)) {
-        json_decref(array);
-        return cli_fail(CLI_FAILED, "%s: want a JSON array of token ids%s%s", what,
-            array ? "" : ": ", array ? "" : error.text);
-    }
-    size_t n = json_array_size(array);
-    int code = CLI_OK;
-    *out = malloc((n + 1) * sizeof **out);
-    if (!*out)
-        code = cli_fail(CLI_FAILED, "no memory for the ids");
-    for (size_t i = 0; i < n && code == CLI_OK; i++) {
-        const json_t *item = json_array_get(array, i);
-        json_int_t id = json_integer_value(item);
-        if (!json_is_integer(item))
-            code = cli_fail(CLI_FAILED, "%s: element %zu is not a token id", what, i);
-        else if (id < 0 || id >= n_vocab)
-            code = cli_fail(CLI_FAILED, "%s: token id %lld is out of range, want 0 to %d", what,
-                (long long)id, n_vocab - 1);
-        else
-            (*out)[i] = (int32_t)id;
-    }
-    json_decref(array);
-    if (code != CLI_OK) {
-        free(*out);
-        *out = NULL;
-        return code;
-    }
-    *n_out = (int64_t)n;
-    return CLI_OK;
-}
-
-static void load_progress(void *arg, const char *what, size_t done, size_t total) {
-    char label[32];
-    (void)arg;
-    snprintf(label, sizeof label, "loading the %s", what);
-    cli_progress(label, (int64_t)done, (int64_t)total);
-}
-
-/* Loading has no place to stop at, and nothing to put in order. */
-static void on_load_interrupt(int signal_number) {
-    static const char line[] = "\r\033[Kdovetail: interrupted\n";
-    size_t skip = progress_shown ? 0 : 4;
-    (void)signal_number;
-    (void)!write(STDERR_FILENO, line + skip, sizeof line - 1 - skip);
-    _exit(CLI_INTERRUPTED);
-}
-
-static bool driver_hangs;
-
-int cli_engine_open(dt_engine **out, const cli_opts *opts) {
-    bool with_draft = opts->draft_kind == DT_DRAFT_AUTO || opts->draft_kind == DT_DRAFT_MODEL;
-    dt_engine_options options = {
-        .target = opts->target,
-        .draft = with_draft ? opts->draft : NULL,
-        .n_threads = (int)opts->n_threads,
-        .isa = opts->isa,
-        .matmul = opts->matmul,
-        .draft_device = opts->draft_device,
-        .gpu = (int)opts->gpu,
-        .stuck = &driver_hangs,
-        .progress = load_progress,
-    };
-    struct sigaction interrupt = {.sa_handler = on_load_interrupt}, before;
-    sigaction(SIGINT, &interrupt, &before);
-    dt_err err = dt_engine_open(out, &options);
-    sigaction(SIGINT, &before, NULL);
-    cli_progress_end();
-    return err == DT_OK ? CLI_OK : cli_fail_err();
-}
-
-void cli_gpu_report(char *out, size_t n_bytes) {
-    if (!dt_gpu_report(out, n_bytes))
-        driver_hangs = true;
-}
-
-void cli_engine_close(dt_engine *engine) {
-    if (!dt_engine_close(engine))
-        driver_hangs = true;
-}
-
-int cli_leave(int code) {
-    if (!driver_hangs)
-        return code;
-    fflush(NULL);
-    _exit(code); /* a driver that hangs would hold up its own clean-up too */
-}
-
-void cli_session_options(dt_session_options *out, const cli_opts *opts) {
-    dt_session_options_default(out);
-    out->kv = opts->kv;
-    out->n_ctx = opts->n_ctx > 0 ? (int)opts->n_ctx : opts->n_ctx == 0 ? DT_CONTEXT_TRAINED : 0;
-    dt_sampling *sampling = &out->sampling;
-    sampling->temperature = (float)opts->temperature;
-    sampling->top_k = (int)opts->top_k;
-    sampling->top_p = (float)opts->top_p;
-    sampling->min_p = (float)opts->min_p;
-    sampling->repeat_penalty = (float)opts->repeat_penalty;
-    sampling->presence_penalty = (float)opts->presence_penalty;
-    sampling->frequency_penalty = (float)opts->frequency_penalty;
-    sampling->penalty_window = (int)opts->penalty_window;
-    if (opts->seed >= 0)
-        sampling->seed = (uint64_t)opts->seed;
-    out->draft = (dt_draft_kind)opts->draft_kind;
-    out->tree = (int)opts->tree;
-    out->depth = (int)opts->tree_depth;
-    out->topk = (int)opts->tree_topk;
-    out->guard = !opts->no_guard;
-    out->independent_noise = opts->independent_noise;
-    out->prefill_batch = (int)opts->prefill_batch;
-}
-
-int64_t cli_n_ctx(const cli_opts *opts, const dt_model *model) {
-    int64_t trained = model->config.n_ctx_train;
-    return opts->n_ctx > 0 ? opts->n_ctx : opts->n_ctx == 0 ? trained : DT_MIN(4096, trained);
 }

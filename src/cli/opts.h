@@ -1,5 +1,5 @@
-/* The command line: one table of options is the parser and the help of every command. Also what the
- * options name: prompts from arguments, files and standard input.
+/* The command line: one table of options is the parser and the help of every command. What the
+ * options name is read by inputs.h and opened by start.h.
  *
  * Plain data, filled once by the main thread. Strings point into argv. */
 #ifndef DT_CLI_OPTS_H
@@ -133,53 +133,11 @@ int cli_fail(int code, const char *format, ...) __attribute__((format(printf, 2,
 /* The same with the library's message of the latest error. */
 int cli_fail_err(void);
 
-enum { CLI_FILE_BYTES_MAX = 256 << 20 };
-
-/* Any bytes, with a NUL behind them that `n_bytes` does not count; free(data). */
-typedef struct cli_text {
-    char *data;
-    size_t n_bytes;
-} cli_text;
-
-/* The whole file, of at most CLI_FILE_BYTES_MAX; "-" is standard input. CLI_OK or CLI_FAILED after
- * one line on stderr. */
-int cli_read_file(cli_text *out, const char *path);
-/* Writing over what a command reads would destroy it: CLI_USAGE after one line on stderr if `path`
- * (NULL: none) is the same file as one of read[n] (NULL: none; "-": standard input). `name` is the
- * option that gives the path. */
-int cli_check_output(const char *name, const char *path, const char *const *read, size_t n);
-/* The prompt: -p, else -f, else standard input. An empty one is CLI_FAILED. */
-int cli_read_prompt(cli_text *out, const cli_opts *opts);
-
-/* Tokens of a text, free() them. CLI_OK or CLI_FAILED after one line on stderr. */
-int cli_encode(int32_t **out, int64_t *n_out, const dt_vocab *vocab, const char *text,
-    size_t n_bytes, bool bos, bool special);
-/* The same of a conversation and of what follows one (models/chat.h). */
-int cli_encode_chat(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
-    const dt_chat_turn *turns, int n_turns);
-int cli_encode_append(int32_t **out, int64_t *n_out, const dt_chat *chat, const dt_vocab *vocab,
-    int32_t last, const char *user);
-
-/* Ids written as a JSON array, or as numbers with blanks or commas between them. free() them. Each
- * must lie in 0 .. n_vocab - 1. `what` names the source in messages. */
-int cli_read_ids(int32_t **out, int64_t *n_out, const char *text, int n_vocab, const char *what);
-
-/* The library's options from those of the command line. Progress goes to stderr if it is a
- * terminal. */
-int cli_engine_open(dt_engine **out, const cli_opts *opts);
-/* NULL is fine. */
-void cli_engine_close(dt_engine *engine);
-/* dt_gpu_report. */
-void cli_gpu_report(char *out, size_t n_bytes);
-/* Ends the program: at once where a driver hangs. */
-int cli_leave(int code);
-void cli_session_options(dt_session_options *out, const cli_opts *opts);
-/* What session.n_ctx will be for this model: -c, or the library's default. */
-int64_t cli_n_ctx(const cli_opts *opts, const dt_model *model);
-
 /* A progress line on stderr, drawn only on a terminal; cli_progress_end wipes it. */
 void cli_progress(const char *what, int64_t done, int64_t total);
 void cli_progress_end(void);
+/* Whether one is there; a signal's handler may ask. */
+bool cli_progress_shown(void);
 
 /* The commands; each returns the exit code. */
 int cmd_run(const cli_opts *opts);

@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "src/cli/opts.h"
+#include "src/cli/inputs.h"
 
 /* What is left of the text, and the line that was taken last, from 1. */
 typedef struct prompts {

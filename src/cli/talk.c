@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "src/cli/report.h"
+#include "src/cli/inputs.h"
 
 static int no_memory(void) {
     return cli_fail(CLI_FAILED, "no memory for the conversation");
